@@ -315,15 +315,17 @@ def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:
     assert result.stdout.strip() == str(archive)
     assert f"next: e3d unpack {archive} -o tiny.e3d" in result.stderr
     assert "left out" not in result.stderr
-    assert "is there already; give --overwrite" in failing("pack", bundle_path, "-o", archive, code=2)
+    assert "already exists; give --overwrite" in failing("pack", bundle_path, "-o", archive, code=2)
     result = e3d("unpack", archive, "-o", output)
     assert result.stdout.strip() == str(output)
     assert f"next: e3d verify {output}" in result.stderr
     assert "are the same" in e3d("diff", bundle_path, output, "--exit-code").stdout
-    assert "is there already; give --overwrite" in failing("unpack", archive, "-o", output, code=2)
+    assert "already exists; give --overwrite" in failing("unpack", archive, "-o", output, code=2)
     e3d("unpack", archive, "-o", output, "--overwrite")
     (tmp_path / "text.zip").write_text("not an archive")
-    assert "text.zip: no archive" in failing("unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5)
+    assert "text.zip: is not a zip archive" in failing(
+        "unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5
+    )
     assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=2)
     assert "a folder, not an archive" in failing("unpack", bundle_path, "-o", tmp_path / "x.e3d", code=2)
     assert not (tmp_path / "x.e3d").exists()
@@ -369,7 +371,7 @@ def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path
     assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr
     assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(2_500_000)
     small = ["unpack", archive, "-o", tmp_path / "c.e3d", "--limit-mb", 2]
-    assert "bytes, the limit is 2,000,000; raise it by --limit-mb" in failing(*small, "--trust-engines", code=5)
+    assert "bytes, the limit is 2,000,000; raise it with --limit-mb" in failing(*small, "--trust-engines", code=5)
     e3d(*small)
 
 

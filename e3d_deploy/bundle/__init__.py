@@ -1,1 +1,1 @@
-"""Deployable folder of a model: its manifest and files, opened, written and packed. Imports nothing of `runtime`."""
+"""Deployable folder of a model: opening, writing and packing its manifest and files. Imports nothing of `runtime`."""

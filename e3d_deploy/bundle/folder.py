@@ -1,4 +1,4 @@
-"""Deployable folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
+"""The bundle: a folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
 
 import hashlib
 import io
@@ -30,47 +30,49 @@ log = logging.getLogger(__name__)
 
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
 VERIFICATION = "verify.json"
-"""Reports of `verify`; no part of the bundle, as other machines may find otherwise, and not packed."""
+"""File with the reports of `verify`; not part of the bundle and not packed, because results depend on the machine."""
 WEIGHTS, FLOAT32_STEP = "weights.safetensors", "float32.onnx"
-"""Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
+"""Weights in the low type of the graphs, and the step graph in float32; absent if the graphs use no low type."""
 WEIGHTS_SUFFIX = ".safetensors"
 FILE_SUFFIXES = (".onnx", ".engine", ".plan", ".trt", ".zip", ".safetensors", ".pt", ".pth", ".ckpt")
-"""Suffixes that no bundle is named with, as they are those of single files."""
+"""Suffixes of single files, which a bundle's name must not have."""
 ENGINES = "engines/"
 """Prefix of the names of all files of engines."""
 
 ATTEMPTS, PAUSE_S = 10, 0.01
-"""Times that a bundle is read, each time published anew while it is read, and the pause before the next."""
+"""Maximum number of attempts to read a bundle that is being replaced, and the pause between two attempts (s)."""
 
 SIZES = (1, 2, 4, 8, 16, 32)
-"""Numbers of streams that a step takes at once where its graph takes any number; few, so that few are compiled."""
+"""Numbers of streams per step if the graph accepts any number; few, because some backends compile each size."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were read once and found unaltered; it goes on with them whatever becomes of its folder.
+    """Opened bundle. Its files were read into memory and checked, and later changes of the folder do not affect it.
 
-    Its engines, which can be built again, were not looked for: `plans.load_plan` does that.
+    Engines are not read, because they can be built again; `plans.load_plan` reads and checks an engine when it is used.
     """
 
     path: Path
-    """Folder that it was opened from, for messages and for what is written into it; another may be there by now."""
+    """Folder that the bundle was opened from, for messages and for writing; it may have been replaced since."""
     manifest: Manifest
     """Content of manifest.json."""
     config: ModelConfig
+    """Configuration of the network."""
     held: HeldFiles = field(default_factory=HeldFiles, repr=False, compare=False)
-    """Files of the manifest in memory, as they were hashed; engines are not among them."""
+    """Contents of the files of the manifest except engines; their hashes were checked."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Open the bundle in a folder, after its manifest and the hashes of its files were checked.
+        """Open the bundle in a folder, and check its manifest and the hashes of its files.
 
-        Where another bundle is published under that path meanwhile, it is one of the two, and whole.
+        If the bundle is replaced by another one during this call, the result is one of the two, complete.
 
         Raises:
-            BundleError: a missing, truncated or altered file, or a manifest that this version cannot read or that
+            BundleMissing: nothing exists at `path`.
+            BundleError: a file is missing, truncated or altered, this version cannot read the manifest, or the manifest
                 describes another network than the model file.
-            ResourceLimit: its files do not fit into memory.
+            ResourceLimit: the files do not fit into memory.
         """
         path = Path(path)
         try:
@@ -88,7 +90,12 @@ class Bundle:
 
     @classmethod
     def _read(cls, path: Path, *, last: bool) -> "Bundle | None":
-        """Read a bundle; return None where it was replaced meanwhile, unless this is the last attempt."""
+        """Read a bundle once.
+
+        Returns:
+            The bundle, or None if reading failed because the bundle was being replaced. The last attempt raises the
+            error instead.
+        """
         folder, text = None, b""
         with ExitStack() as stack:
             try:
@@ -104,16 +111,17 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """Hash over graphs and weights, which changes when the bundle is exported in another way."""
+        """Hash over graphs and weights; it changes with the model and with the settings of the export."""
         computing = {MODEL, WEIGHTS, *(graph.file for graph in self.manifest.graphs)}
         files = {name: digest for name, digest in self.manifest.files.items() if name in computing}
         return _hash(files)
 
     @property
     def identity(self) -> str:
-        """Hash over weights, config and policy: the network whose states a snapshot holds, whatever graphs run it.
+        """Hash over weights, config and precision policy, which identifies the network that a snapshot belongs to.
 
-        Fields of the config that have their defaults are left out, so that a new one changes no identity.
+        The hash does not depend on the graphs. Fields of the config that have their default value are left out, so that
+        adding a field to `ModelConfig` does not change the identity of existing bundles.
         """
         defaults = ModelConfig().to_dict()
         config = {name: value for name, value in self.config.to_dict().items() if value != defaults[name]}
@@ -122,56 +130,60 @@ class Bundle:
 
     @property
     def earlier_identities(self) -> tuple[str, ...]:
-        """Identities that older versions gave to snapshots of it: the hash over its files."""
+        """Identities that older versions gave to snapshots of the bundle: `digest`."""
         return (self.digest,)
 
     @property
     def context_length(self) -> int:
-        """Frames that the clip graph takes."""
+        """Number of frames that the clip graph takes."""
         return self.manifest.context_length
 
     @property
     def horizon(self) -> int:
-        """Frames that the clip graph gives."""
+        """Number of frames that the clip graph returns."""
         return self.manifest.horizon
 
     @property
     def card(self) -> Card:
-        """Facts about the model; empty in a bundle of an older version."""
+        """Facts about the model; empty in bundles of older versions."""
         return Card.from_dict(self.manifest.card)
 
     @property
     def batch(self) -> int:
-        """Streams that the graphs run at once; 1 where they take any number."""
+        """Number of streams that the graphs step at once; 1 if the graphs accept any number."""
         return self.manifest.batch
 
     @property
     def precision(self) -> str:
-        """Policy of the bundle, one of `policies.POLICIES`; the graph of one backend may have another."""
+        """Precision policy of the bundle, one of `policies.POLICIES`; a backend's own graph may have another policy."""
         return self.manifest.precision.policy
 
     @property
     def dynamic_batch(self) -> bool:
-        """True if the graphs take any number of streams."""
+        """True if the graphs accept any number of streams."""
         return self.manifest.dynamic_batch
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of streams that a step is run with, ascending."""
+        """Numbers of streams that a step is run with, in ascending order."""
         return SIZES if self.dynamic_batch else (self.batch,)
 
     @cached_property
     def states(self) -> contract.States:
-        """State of a stream; of a bundle of schema 1 as its config stands for it."""
+        """Description of a stream's state; for a bundle of schema 1, derived from the config."""
         return self.manifest.stream_states() or contract.states_of(self.config)
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs."""
+        """Names of the graphs, each once."""
         return tuple(dict.fromkeys(one.name for one in self.manifest.graphs))
 
     def entry(self, name: str, backend: str | None = None) -> GraphEntry:
-        """Return the graph of a name for a backend; without one, that for all.
+        """Return the manifest's entry of a graph: the backend's own graph if there is one, otherwise the shared graph.
+
+        Args:
+            name: `step`, `clip` or `rollout`.
+            backend: name of the backend; None prefers the shared graph.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -190,9 +202,10 @@ class Bundle:
         )
 
     def graph(self, name: str, backend: str | None = None) -> Path:
-        """Return the path of the graph that `entry` returns, for a library that reads nothing else.
+        """Return the path of the graph that `entry` describes, for a library that can read graphs only from files.
 
-        Another file may be there by now: `plans.check_sources` compares it with the manifest after the work.
+        The file may have changed since the bundle was opened. Call `plans.check_sources` after the library has read the
+        file.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -200,7 +213,7 @@ class Bundle:
         return self.path / self.entry(name, backend).file
 
     def onnx(self, name: str, backend: str | None = None) -> bytes:
-        """Return the content of the graph that `entry` returns, without its weights.
+        """Return the content of the graph that `entry` describes, without its weights.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -212,11 +225,11 @@ class Bundle:
 
     @property
     def weights(self) -> dict[str, Content]:
-        """Files that graphs read their weights from, by name. They are shared with libraries; nobody may write them."""
+        """Contents of the files with the weights of the graphs, by name; shared with libraries, not to be changed."""
         return {name: self.held.shared(name) for name in self.held if name.endswith(WEIGHTS_SUFFIX)}
 
     def size(self, name: str) -> int | None:
-        """Return the size of a file (bytes), of an engine as it is now; None for one that is missing."""
+        """Return the size of a file (bytes), for an engine its present size on disk; None if the file is missing."""
         if name in self.held:
             return len(self.held[name])
         with suppress(OSError):
@@ -224,33 +237,34 @@ class Bundle:
         return None
 
     def holding(self, names: Collection[str]) -> "Bundle":
-        """Return the bundle with these files in memory alone, as a program that runs for long needs no others."""
+        """Return a bundle that keeps only the given files in memory, for a program that does not need the others."""
         return replace(self, held=self.held.only(names))
 
     def reference(self) -> dict[str, NDArray[Any]]:
-        """Return a clip and PyTorch's answer to it; docs/bundle.md lists the arrays."""
+        """Return the reference clip and the outputs of PyTorch for it, by name; docs/bundle.md lists the arrays."""
         with np.load(io.BytesIO(self.held[REFERENCE].data)) as archive:
             return {name: archive[name] for name in archive.files}
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the content of the file of a manifest."""
+    """Return a manifest as the content of manifest.json."""
     return (json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest of the bundle in `path`, whole or not at all.
+    """Replace the manifest of the bundle in `path`; the new file appears only when it is complete.
 
-    A link gives way to a file: what it leads to may belong to other bundles too.
+    A link is replaced by a file, because the file that the link leads to may belong to other bundles too.
     """
     replace_file(path / MANIFEST, manifest_bytes(manifest))
 
 
 def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
-    """Put a report of `verify` beside the manifest, in the place of an older one of the same backend.
+    """Store a report of `verify` in verify.json next to the manifest, replacing an older report on the same backend.
 
-    The manifest stays as it is, so that a bundle is packed to the same bytes before and after. A bundle that cannot be
-    written, as on many devices, or that was exported anew meanwhile, is left as it is; the log says so.
+    The manifest does not change, so that the bundle is packed to the same bytes before and after. If the report cannot
+    be written, as on devices with a read-only file system, or if the bundle was exported again since it was opened,
+    nothing is stored and a warning is logged.
     """
     try:
         with locked(bundle.path):
@@ -259,17 +273,20 @@ def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
             text = json.dumps({"bundle": bundle.digest, "reports": reports}, indent=2, allow_nan=False) + "\n"
             replace_file(bundle.path / VERIFICATION, text.encode())
     except (OSError, BundleError) as error:
-        log.warning("the report is not recorded beside the manifest (%s)", without_number(error))
+        log.warning("verify: the report is not stored in the bundle (%s)", without_number(error))
 
 
 def verifications(bundle: Bundle) -> dict[str, Verification]:
-    """Return the last report of `verify` by backend; older versions wrote them into the manifest."""
+    """Return the last report of `verify` on each backend, by its name.
+
+    Older versions stored the reports in the manifest; verify.json takes precedence.
+    """
     beside = {name: Verification.from_json(report) for name, report in _reports(bundle).items()}
     return {**bundle.manifest.verification, **beside}
 
 
 def _reports(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Return the reports beside the manifest that are of this bundle; a file that cannot be read has none."""
+    """Return the reports of verify.json by backend; empty if the file is missing, invalid or of another bundle."""
     file = bundle.path / VERIFICATION
     try:
         content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
@@ -285,58 +302,60 @@ def _reports(bundle: Bundle) -> dict[str, dict[str, Any]]:
 
 
 def record_decay(bundle: Bundle, decay: Decay) -> None:
-    """Put a decay into the card of a bundle, which stays the same bundle to its snapshots and engines.
+    """Store a decay in the card of a bundle; snapshots and engines of the bundle stay valid.
 
     Raises:
-        BundleError: it was exported anew meanwhile.
-        OSError: it cannot be written.
+        BundleError: the bundle was exported again since it was opened.
+        OSError: the manifest cannot be written.
     """
     new = Card(decay=decay).to_dict()
     _change(bundle, lambda manifest: replace(manifest, card={**manifest.card, **new}))
 
 
 def _change(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> None:
-    """Write the manifest of a bundle after a change; nobody else writes it meanwhile.
+    """Read the manifest, apply a change and write it, while a lock keeps other processes from writing.
 
     Raises:
-        BundleError: it was exported anew since it was opened.
+        BundleError: the bundle was exported again since it was opened.
     """
     with locked(bundle.path):
-        manifest = read_manifest(bundle.path)  # which may have other engines by now
+        manifest = read_manifest(bundle.path)  # read again, because engines may have been built since
         _check_same(bundle, manifest)
         write_manifest(bundle.path, change(manifest))
 
 
 def _check_same(bundle: Bundle, manifest: Manifest) -> None:
-    """Raise if the manifest that is on disk now is of another export than the bundle."""
+    """Check that the manifest on disk belongs to the same export as the opened bundle."""
     if replace(bundle, manifest=manifest).digest != bundle.digest:
-        raise BundleError(f"{bundle.path}: was exported anew meanwhile; run this again")
+        raise BundleError(f"{bundle.path}: was exported again while this command ran; run the command again")
 
 
 @contextmanager
 def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill, which stands at `output` when the block ends, and nowhere when it fails.
+    """Yield an empty folder to write a bundle into; the folder moves to `output` when the `with` block succeeds.
 
-    Where `output` is a link, the folder that it leads to is the one that is made or replaced.
+    If the block fails, the folder is deleted and `output` is unchanged. If `output` is a link, the folder that the link
+    leads to is created or replaced.
 
     Raises:
-        ConfigError: the name is that of a file; something is there already: anything, or with `overwrite` what is no
-            bundle.
+        ConfigError: `output` has the suffix of a single file; or it exists and `overwrite` is not set; or it exists and
+            is not a bundle.
     """
     if output.suffix.lower() in FILE_SUFFIXES:
         raise ConfigError(
             f"{output}: is the name of a file, and a bundle is a folder; name it {output.with_suffix('.e3d')}"
         )
     if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+        raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or give another name")
     if output.exists() and not (output / MANIFEST).is_file():
-        raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
+        raise ConfigError(f"{output}: already exists and is not a bundle, so it is not replaced; give another name")
     place = output.resolve()
     with naming(output), workspace(place) as folder:
         yield folder
         folder.chmod(0o755)
         if overwrite and place.exists():
-            with locked(place):  # else who writes its manifest meanwhile may write into the new one
+            # Lock the old bundle: a process that is about to write its manifest could otherwise write into the new one.
+            with locked(place):
                 swap(folder, place)
             return
         try:
@@ -345,23 +364,28 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
             if not place.exists():
                 raise
             raise ConfigError(
-                f"{output}: was made by another process meanwhile; give --overwrite to replace it, or another name"
+                f"{output}: was created by another process during the export; give --overwrite to replace it, or give "
+                "another name"
             ) from error
 
 
 def _finite(text: str) -> float:
-    """Read a number of a manifest, wherever it stands, as it could not be written again if it were not finite."""
+    """Convert a number of a JSON file; NaN and infinities are refused, because they could not be written back.
+
+    Raises:
+        ValueError: the number is not finite.
+    """
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"got {text}, expected a number")
+        raise ValueError(f"got {text}, expected a finite number")
     return number
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of the bundle in `path`, which has all its fields.
+    """Return the manifest of the bundle in `path`, after checking its fields.
 
     Raises:
-        BundleError: there is none, or none that this version can read.
+        BundleError: the manifest is missing, or this version cannot read it.
     """
     with open_folder(path) as folder:
         return _manifest_of(path, _manifest_text(folder))
@@ -375,23 +399,23 @@ def _manifest_text(folder: Folder) -> bytes:
             return opened.readall()
     except FileNotFoundError as error:
         raise BundleError(
-            f"{folder.path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`"
+            f"{folder.path}: has no {MANIFEST}, so it is not a bundle; create a bundle with `e3d export`"
         ) from error
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
 
 
 def _manifest_of(path: Path, text: bytes) -> Manifest:
-    """Return the manifest that a file of the bundle in `path` holds."""
+    """Decode the manifest of the bundle in `path` from the content of manifest.json, and check it."""
     file = path / MANIFEST
     try:
         content = json.loads(text, parse_constant=_finite, parse_float=_finite)
         schema = content["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
+        raise BundleError(f"{file}: is not a manifest ({error}); export the model again") from error
     if type(schema) is not int or schema not in READS:
         raise BundleError(
-            f"{file}: schema {schema!r}, this version reads {' and '.join(map(str, READS))}; update e3d_deploy or "
+            f"{file}: has schema {schema!r}, this version reads {' and '.join(map(str, READS))}; update e3d_deploy or "
             "export again"
         )
     try:
@@ -404,7 +428,7 @@ def _manifest_of(path: Path, text: bytes) -> Manifest:
 
 
 def _replaced(folder: Folder, text: bytes) -> bool:
-    """Return True if another bundle than the one with this manifest is at the path of a folder by now."""
+    """Return True if the path of a folder leads to another bundle than the one with the manifest `text`."""
     if folder.replaced():
         return True
     try:
@@ -415,7 +439,7 @@ def _replaced(folder: Folder, text: bytes) -> bool:
 
 
 def _held(folder: Folder, manifest: Manifest) -> HeldFiles:
-    """Read the files of a bundle but its engines, and compare what was read with the manifest."""
+    """Read the files of a bundle except its engines, and compare their hashes with the manifest."""
     names = [name for name in manifest.files if not name.startswith(ENGINES)]
     for name in names:
         _check_inside(folder.path, name)
@@ -427,7 +451,7 @@ def _held(folder: Folder, manifest: Manifest) -> HeldFiles:
 
 
 def _config(path: Path, manifest: Manifest, model_file: Content) -> ModelConfig:
-    """Return the config of the network, after it was compared with that in the model file."""
+    """Return the config of the manifest, after comparing it with the config in the model file."""
     try:
         config = ModelConfig.from_dict(dict(manifest.config))
     except ConfigError as error:
@@ -438,27 +462,25 @@ def _config(path: Path, manifest: Manifest, model_file: Content) -> ModelConfig:
     except CheckpointError as error:
         raise BundleError(str(error)) from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path / MODEL}: not a model file ({error}); export the model again") from error
+        raise BundleError(f"{path / MODEL}: is not a model file ({error}); export the model again") from error
     for one in fields(config):
         ours, its = getattr(config, one.name), getattr(model, one.name)
         if ours != its:
-            raise BundleError(
-                f"{path / MANIFEST}: {one.name} is {ours}, in {MODEL} it is {its}; export the model again"
-            )
+            raise BundleError(f"{path / MANIFEST}: {one.name} is {ours}, but {its} in {MODEL}; export the model again")
     return config
 
 
 def _check_regular(file: Path) -> None:
-    """Raise if something is there that is no file: reading a pipe waits for ever, and a device may have no end."""
+    """Check that a path is a regular file or does not exist; reading a pipe or a device might never end."""
     if file.exists() and not file.is_file():
-        raise BundleError(f"{file}: is no regular file; copy or export the bundle again")
+        raise BundleError(f"{file}: is not a regular file; copy or export the bundle again")
 
 
 def check_file(bundle: Path, name: str, digest: str) -> None:
-    """Raise unless a file of a bundle is the one that its manifest names.
+    """Check that a file of a bundle has the hash `digest` from the manifest.
 
     Raises:
-        BundleError: it is not, or it lies elsewhere.
+        BundleError: the file is missing, is not a regular file, has another hash, or is outside the bundle.
     """
     file = bundle / name
     _check_inside(bundle, name)
@@ -471,22 +493,22 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
 
 
 def _check_inside(bundle: Path, name: str) -> None:
-    """Refuse a name that leads out of the bundle. A link may: the files of model hubs are links into their stores.
+    """Check that a name in the manifest does not lead out of the bundle.
 
-    The hash decides what such a file is worth.
+    Links may lead out: model hubs store files elsewhere and link to them. The hash of such a file is checked.
     """
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
+        raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which is outside the bundle; do not use this bundle")
 
 
 def _check_hash(file: Path, found: str, digest: str) -> None:
     if found != digest:
         raise BundleError(
-            f"{file}: altered or truncated, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; "
+            f"{file}: altered or truncated, its SHA-256 is {found[:12]}…, expected {digest[:12]}… from the manifest; "
             "copy or export the bundle again"
         )
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over JSON values."""
+    """Return the SHA-256 of an object of JSON values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Files of a bundle in memory, so that what was hashed is what runs, whatever becomes of the folder."""
+"""Files of a bundle in memory. The bytes that were hashed are the bytes that run, even if the folder changes."""
 
 import os
 import stat
@@ -13,14 +13,13 @@ from e3d_deploy.errors import BundleError, BundleMissing
 from e3d_deploy.tensors import Content
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Flags that open a file for reading; a pipe without a writer is opened at once, to be refused."""
+"""Flags for reading a file; with O_NONBLOCK, opening a pipe without a writer returns, so that it can be refused."""
 ALIGNMENT = 64
-"""Alignment of a content in memory (bytes). PyTorch's convolutions take a fifth longer on weights that are less aligned
-than in a file that is mapped."""
+"""Alignment of file contents in memory (bytes); with a smaller one, PyTorch's convolutions take a fifth longer."""
 
 
 class HeldFiles:
-    """Contents of files by name, as they were read once."""
+    """Contents of files by name; each file is read once."""
 
     def __init__(self, contents: Mapping[str, Content] | None = None) -> None:
         self._contents = dict(contents or {})
@@ -32,31 +31,34 @@ class HeldFiles:
         return iter(self._contents)
 
     def __getitem__(self, name: str) -> Content:
-        """Return a content, which cannot be written."""
+        """Return the content of a file, read-only."""
         view = self._contents[name].view()
         view.flags.writeable = False
         return view
 
     def shared(self, name: str) -> Content:
-        """Return the same memory for a library that works on it in place and takes only memory that can be written.
+        """Return the content of a file as writable memory, for a library that requires it and uses it in place.
 
-        Nobody may write to it: every other reader of the bundle would compute with that.
+        The caller must not write to the memory, which all users of the bundle share.
         """
         return self._contents[name]
 
     def only(self, names: Collection[str]) -> "HeldFiles":
-        """Return those of the names alone; the memory of the others is freed when nobody else holds it."""
+        """Return an object with only the given files; memory of the others is freed once it is unreferenced."""
         return HeldFiles({name: content for name, content in self._contents.items() if name in names})
 
 
 class Folder:
-    """A folder that stays the same one when another takes its name, where the system can hold folders open."""
+    """Open folder: it stays the same folder even if another folder takes its path.
+
+    Systems that cannot open folders use the path instead; `descriptor` is None there.
+    """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self.path, self.descriptor = path, descriptor
 
     def replaced(self) -> bool:
-        """Return True if its path is gone, or leads to another folder."""
+        """Return True if the path no longer exists, or leads to another folder."""
         if self.descriptor is None:
             return not self.path.is_dir()
         with suppress(OSError):
@@ -67,8 +69,8 @@ class Folder:
         """Open a regular file of the folder.
 
         Raises:
-            BundleError: it is something else: a pipe has no end, and a device may have none.
-            OSError: it cannot be opened.
+            BundleError: the file is not a regular file. Reading a pipe or a device might never end.
+            OSError: the file cannot be opened.
         """
         if self.descriptor is None:
             descriptor = os.open(self.path / name, FLAGS)
@@ -76,14 +78,16 @@ class Folder:
             descriptor = os.open(name, FLAGS, dir_fd=self.descriptor)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise BundleError(f"{self.path / name}: is no regular file; copy or export the bundle again")
+            raise BundleError(f"{self.path / name}: is not a regular file; copy or export the bundle again")
         return FileIO(descriptor)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Content]]:
-        """Yield files with their contents. All are opened before the first is read, so that none is removed meanwhile.
+        """Yield the names and contents of files.
+
+        All files are opened before the first file is read, so that files removed in between can still be read.
 
         Raises:
-            BundleError: one of them is missing, cannot be read, or is no regular file.
+            BundleError: a file is missing, cannot be read, or is not a regular file.
         """
         with ExitStack() as opened:
             files = {}
@@ -107,17 +111,18 @@ class Folder:
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[Folder]:
-    """Hold a folder open.
+    """Open a folder for the duration of the `with` block.
 
     Raises:
-        BundleError: there is none, or it cannot be opened.
+        BundleMissing: nothing exists at `path`.
+        BundleError: `path` is a file, or the folder cannot be opened.
     """
-    if not os.path.isdir(path):  # which takes names that are too long, or that no file can have
+    if not os.path.isdir(path):  # Unlike `Path.is_dir`, this raises no error for invalid or too long names.
         remedy = "give the folder that `e3d export MODEL -o NAME.e3d` made"
         if path.suffix.lower() == ".zip" and os.path.exists(path):
             raise BundleError(
-                f"{path}: is a file, and a bundle is a folder; if `e3d pack` wrote it, unpack it first: "
-                f"`e3d unpack {path} -o NAME.e3d`; a checkpoint of PyTorch becomes a model by `e3d import`"
+                f"{path}: is a file, and a bundle is a folder; if `e3d pack` wrote the file, unpack it first: "
+                f"`e3d unpack {path} -o NAME.e3d`; if it is a checkpoint of PyTorch, use `e3d import`"
             )
         if os.path.exists(path):
             raise BundleError(f"{path}: is a file, and a bundle is a folder; {remedy}")
@@ -136,7 +141,7 @@ def open_folder(path: Path) -> Iterator[Folder]:
 
 
 def _content(file: FileIO) -> Content:
-    """Read a file into memory of its size; what is appended meanwhile is not part of it."""
+    """Read a file into aligned memory; bytes that are appended during the call are not read."""
     size = os.fstat(file.fileno()).st_size
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

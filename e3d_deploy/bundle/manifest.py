@@ -1,4 +1,4 @@
-"""Manifest of a bundle: its fields, the forms in which older versions wrote them, and what has to hold between them."""
+"""Manifest of a bundle: its fields, the forms that older versions wrote, and checks between the fields."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +11,10 @@ from e3d_deploy.contract import ANY, CONTEXT, FORECAST, FRAME, DType, Ring, Stat
 from e3d_deploy.errors import ConfigError
 
 SCHEMA, READS = 2, (1, 2)
-"""Schema that is written, and those that are read. What was read in schema 1 is written in it again, so that older
-versions go on reading it."""
+"""Schema of new bundles, and the schemas that can be read.
+
+A manifest that was read in schema 1 is written back in schema 1, so that older versions can still read it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class TensorEntry(Entry):
     dtype: str
     """Type of the elements, such as `float32`."""
     shape: tuple[int | str, ...]
-    """Length of each axis; `batch` for the axis of streams where it is open."""
+    """Length of each axis; `batch` for the axis of streams if the graph accepts any number of streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,42 +34,42 @@ class GraphEntry(Entry):
     """One graph of the bundle."""
 
     name: str
-    """Name: `step`, `rollout` or `clip`."""
+    """Name of the graph: `step`, `rollout` or `clip`."""
     backends: tuple[str, ...] | None
-    """Backends that it is for; null for all that have no graph of their own."""
+    """Backends that run the graph; null for a shared graph, which all backends without a graph of their own run."""
     file: str
-    """File beside the manifest."""
+    """File name, in the folder of the manifest."""
     precision: str
-    """Policy that it is run in."""
+    """Precision policy that the graph runs in."""
     by: str = "types"
-    """Way to that precision: `types` in the graph, or a `hint` to the library, on a graph in float32."""
+    """Origin of the precision: `types` in the graph, or a `hint` to the library that runs a float32 graph."""
     drift: Mapping[str, float | None] | None = None
-    """Measured loss of a backend's own graph, by measure; absent for plain fp32."""
+    """Measured drift of a backend's own graph, by measure; absent for plain fp32."""
     weights: tuple[str, ...]
-    """Files that it reads its weights from."""
+    """Files that contain the weights of the graph."""
     nodes: int
     """Number of nodes."""
     opset: int
-    """Version of ONNX's operators."""
+    """Version of the ONNX operator set."""
     inputs: tuple[TensorEntry, ...]
-    """Inputs in their order."""
+    """Inputs, in order."""
     outputs: tuple[TensorEntry, ...]
-    """Outputs in their order."""
+    """Outputs, in order."""
     engine_hints: Mapping[str, Any] = field(default_factory=dict)
-    """Hints for building an engine of it, by name; none is written so far."""
+    """Hints for building an engine from the graph, by name; no version writes hints yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RingEntry(Entry):
-    """Ring of past entries along the second axis of a state."""
+    """Ring of the past values of a state, along the second axis of the tensor."""
 
     slots: int
-    """Number of slots, K; entry e lies in slot e mod K."""
+    """Number of slots, K; value number e is stored in slot e mod K."""
     counter: str
-    """Name of the state, int32, that counts entries: slot s is empty, and zero, while s >= it. Each frame adds 1; from
-    2K it goes back to K."""
+    """Name of the int32 state that counts the values. Each frame adds 1; at 2K the counter returns to K. Slot s is
+    empty and contains zeros while the counter is at most s."""
     frames_to_fill: int
-    """Frames after which no slot is empty."""
+    """Number of frames after which no slot is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,62 +81,62 @@ class StateEntry(Entry):
     dtype: str
     """Type of the elements: `float32` or `int32`."""
     shape: tuple[int | str, ...]
-    """Length of each axis; the first is `batch`, the axis of streams."""
+    """Length of each axis; the first axis is that of the streams, `batch`."""
     initial: int
-    """Value of all elements before the first frame."""
+    """Value of all elements in the initial state."""
     ring: RingEntry | None = None
-    """Use of the second axis as a ring; absent for other states."""
+    """Description of the ring along the second axis; absent for states without a ring."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Producer(Entry):
-    """Versions that made the bundle."""
+    """Versions of the software that exported the bundle."""
 
     e3d_deploy: str
     """Version of e3d_deploy."""
     torch: str
     """Version of PyTorch."""
     onnx: str
-    """Version of onnx."""
+    """Version of the package onnx."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class History(Entry):
-    """Length of the memory, in words for `e3d inspect`."""
+    """Length of the history, described for the readers of `e3d inspect`."""
 
     slots: int
-    """Number of past cells that are recalled."""
+    """Number of past cell states in the history."""
     exact_for_steps: int
-    """Steps for which the result equals that of an unlimited history."""
+    """Number of steps for which the result equals that of an unlimited history."""
     then: str
-    """Words for the time after."""
+    """Sentence that describes later steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Entry):
-    """Form of the frames, in words."""
+    """Form of frames and predictions, described in words."""
 
     frames: str
-    """Frames that go in."""
+    """Form of the input frames."""
     patching: str
     """Place where frames are cut into patches."""
     output: str
-    """Predictions that come out."""
+    """Form of the predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding(Entry):
-    """Largest difference of PyTorch's float32 from its float64 on the reference clip; docs/model.md says why."""
+    """Rounding error of PyTorch: the difference of its float32 from its float64 outputs; see docs/model.md."""
 
     predictions: float
-    """Difference of predictions."""
+    """Largest absolute difference of predictions on the reference clip."""
     states: float
-    """Difference of final states."""
+    """Largest absolute difference of final states on the reference clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried(Entry):
-    """Precision policy that was measured."""
+    """Precision policy that the export tried, with its measured drift."""
 
     policy: str
     """Name of the policy."""
@@ -143,18 +145,18 @@ class Tried(Entry):
     budget: Mapping[str, float]
     """Allowed loss of quality, by measure."""
     fits: bool
-    """It keeps the budget."""
+    """True if the drift is within the budget."""
     drift: Mapping[str, float | None]
-    """Measured loss, by measure; null for what is not a number."""
+    """Measured loss of quality, by measure; null if the loss is not a number."""
     bytes: int
-    """Size of weights and nodes of the step graph (bytes)."""
+    """Size of the step graph with its weights (bytes)."""
     step_ms: float | None
-    """Time of a step on ONNX Runtime where it was exported (ms); null if it was not timed."""
+    """Time of a step on ONNX Runtime, on the machine of the export (ms); null if the step was not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(Entry):
-    """Policy of the graphs, and what is known of its cost; all but the first three absent for plain fp32."""
+    """Precision policy of the graphs, with its measured drift; for plain fp32, only the first three fields exist."""
 
     policy: str
     """Name of the policy."""
@@ -163,34 +165,34 @@ class Precision(Entry):
     budget: Mapping[str, float]
     """Allowed loss of quality, by measure."""
     fits: bool | None = None
-    """It keeps the budget."""
+    """True if the drift is within the budget."""
     drift: Mapping[str, float | None] | None = None
-    """Measured loss, by measure; null for what is not a number."""
+    """Measured loss of quality, by measure; null if the loss is not a number."""
     bytes: int | None = None
-    """Size of weights and nodes of the step graph (bytes)."""
+    """Size of the step graph with its weights (bytes)."""
     step_ms: float | None = None
-    """Time of a step on ONNX Runtime where it was exported (ms)."""
+    """Time of a step on ONNX Runtime, on the machine of the export (ms)."""
     measured: Mapping[str, Any] | None = None
-    """Source and hash of the clips that the loss was measured on."""
+    """Source and hash of the clips on which the drift was measured."""
     calibration: Mapping[str, Any] | None = None
-    """Source and hash of the clips that ranges were learnt from."""
+    """Source and hash of the clips from which value ranges were determined."""
     tried: tuple[Tried, ...] = ()
-    """All policies that were measured, the cheapest first."""
+    """All policies that the export tried, ordered from cheapest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Entry):
-    """Last report of `e3d verify` on a backend, as far as it is read again; its other fields stand beside.
+    """Last report of `e3d verify` on a backend: the fields that are read back; the other fields are kept unchanged.
 
-    `verify.json` beside the manifest holds such reports; older versions wrote them into the manifest.
+    The reports are stored in `verify.json` next to the manifest; older versions stored them in the manifest.
     """
 
     yardstick: str | None = None
-    """Reference: `torch`, or `reference.npz`."""
+    """Source of the expected values: `torch`, or `reference.npz` for PyTorch's recorded outputs."""
     worst: float | None = None
-    """Largest difference of predictions; absent if it is not a number."""
+    """Largest absolute difference of predictions; absent if it is not a number."""
     passed: bool | None = None
-    """It was within the budget."""
+    """True if the backend was within the budget; absent if there was no verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,65 +200,67 @@ class Manifest(Entry):
     """Content of manifest.json."""
 
     schema: int
-    """Version of this form: 2."""
+    """Version of the manifest's form: 2."""
     name: str
     """Name of the bundle."""
     created: str
     """Time of the export (ISO 8601, UTC)."""
     producer: Producer
-    """Versions that made it."""
+    """Versions of the software that exported the bundle."""
     config: Mapping[str, Any]
-    """Fields of `ModelConfig`, as in `model.safetensors`; `semantics` says which E3D-LSTM this is, docs/model.md."""
+    """Fields of `ModelConfig`, as in `model.safetensors`; `semantics` names the implementation of E3D-LSTM, see
+    docs/model.md."""
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about the model, see below; absent if there are none."""
+    """Facts about the model, as listed under that heading in docs/bundle.md; absent if there are none."""
     context_length: int
-    """Frames that the clip graph takes."""
+    """Number of frames that the clip graph takes."""
     horizon: int
-    """Frames that the clip and rollout graphs give."""
+    """Number of frames that the clip and rollout graphs return."""
     batch: int
-    """Streams that the graphs run at once; 1 where they take any number."""
+    """Number of streams that the graphs step at once; 1 if the graphs accept any number."""
     dynamic_batch: bool
-    """The graphs take any number of streams; otherwise streams are stepped one after another if `batch` is 1."""
+    """True if the graphs accept any number of streams. If false and `batch` is 1, streams are stepped one after
+    another."""
     history: History
-    """Length of the memory."""
+    """Length of the history."""
     preprocessing: Preprocessing
-    """Form of the frames."""
+    """Form of frames and predictions."""
     rounding: Rounding
-    """Rounding error of PyTorch's float32."""
+    """Rounding error of PyTorch in float32."""
     precision: Precision
-    """Policy of the graphs."""
+    """Precision policy of the graphs."""
     states: tuple[StateEntry, ...] = ()
-    """State of a stream, by name; in schema 1 it follows from `config`."""
+    """Tensors of a stream's state, sorted by name; absent in schema 1, where the states follow from `config`."""
     graphs: tuple[GraphEntry, ...]
-    """All graphs. In schema 1 an object by name, without `name`, `backends` and `engine_hints`."""
+    """All graphs. In schema 1, an object by name, without `name`, `backends` and `engine_hints`."""
     verification: Mapping[str, Verification]
-    """Reports of older versions, by backend; empty since they are in `verify.json`."""
+    """Reports that older versions stored here, by backend; empty in new bundles, which store them in `verify.json`."""
     engines: Mapping[str, EngineSidecar]
-    """Sidecar of each plan, by `GRAPH.TARGET`; docs/engines.md."""
+    """Sidecar of each plan, by `GRAPH.TARGET`; see docs/engines.md."""
     files: Mapping[str, str]
-    """SHA-256 of every file but the manifest. Every graph, its weights, the model and the reference must be listed; a
-    plan that is not is not part of the bundle."""
+    """SHA-256 of every file except the manifest. All graphs, their weights, the model file and the reference must be
+    listed; a plan that is not listed is not part of the bundle."""
 
     @classmethod
     def from_json(cls, value: object, where: str = "") -> Self:
-        """Return the manifest from what JSON gives, in any schema of `READS`.
+        """Create the manifest from a decoded JSON value, in any schema of `READS`.
 
         Raises:
-            ValueError: a field is missing, or of the wrong type; it says which.
+            ValueError: a field is missing or has the wrong type; the error names the field.
         """
         if isinstance(value, Mapping) and value.get("schema") == 1 and "graphs" in value:
             graphs = value["graphs"]
             if not isinstance(graphs, Mapping):
-                raise ValueError("graphs: got a list, expected an object by name, as the schema is 1")
+                raise ValueError("graphs: got a list, expected an object by name in schema 1")
             return super().from_json({**value, "graphs": ()}, where)._with_graphs(graphs)
         return super().from_json(value, where)
 
     def _with_graphs(self, graphs: Mapping[str, object]) -> Self:
-        """Return the manifest with the graphs of schema 1."""
+        """Return the manifest with its graphs, which schema 1 stores as an object by name."""
         return replace(self, graphs=tuple(_graph_of_schema_1(name, entry) for name, entry in graphs.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as JSON values, in its own schema."""
+        """Return the manifest as JSON values, in the schema in which it was read."""
         result = super().to_json()
         if self.schema == 1:
             named = ("name", "backends")
@@ -266,10 +270,13 @@ class Manifest(Entry):
         return result
 
     def entry(self, name: str, backend: str | None = None) -> GraphEntry | None:
-        """Return the graph of a name for a backend: one of its own before one for all; None if there is none.
+        """Return the entry of a graph: the backend's own graph if there is one, otherwise the shared graph.
 
         Args:
-            backend: None for the graph for all, or else the first.
+            backend: name of the backend; None prefers the shared graph, and then the first graph in the list.
+
+        Returns:
+            The entry, or None if there is no such graph.
         """
         named = [one for one in self.graphs if one.name == name]
         own = [one for one in named if one.backends is not None and (backend is None or backend in one.backends)]
@@ -278,14 +285,14 @@ class Manifest(Entry):
         return ordered[0] if ordered else None
 
     def stream_states(self) -> States | None:
-        """Return the states that are described; None in schema 1."""
+        """Return the description of a stream's state; None in schema 1, which does not record it."""
         return States(tuple(_tensor(one) for one in self.states)) if self.states else None
 
     def problems(self, *, always: set[str]) -> Iterator[str]:
-        """Yield what keeps the manifest from being used although its fields are of the right types.
+        """Yield the errors of a manifest whose fields have the right types, as texts that begin with the field.
 
         Args:
-            always: files that must be among those that are hashed, as must every graph and its weights.
+            always: names of files that `files` must list, in addition to the graphs and their weights.
         """
         for name in ("context_length", "horizon", "batch"):
             if (value := getattr(self, name)) < 1:
@@ -299,16 +306,19 @@ class Manifest(Entry):
         yield from self._odd_lengths()
         needed = always.union(*([graph.file, *graph.weights] for graph in self.graphs))
         if unlisted := needed - set(self.files):
-            yield f"files: has no hash of {', '.join(sorted(unlisted))}"
+            yield f"files: lacks the hash of {', '.join(sorted(unlisted))}"
         yield from (f"files: got {name!r}, expected a name of a file" for name in sorted(self.files) if "\0" in name)
-        # Engines are in a folder and are hashed only when they are loaded; nothing else may pass for one.
-        yield from (f"names {name}, which is no file beside it" for name in sorted(needed) if "/" in name)
+        # Only engines are in a subfolder, and their hashes are checked when they are loaded. A graph or its weights in
+        # that folder would escape the check.
+        yield from (
+            f"files: got {name}, expected a file next to the manifest" for name in sorted(needed) if "/" in name
+        )
 
     def _odd_graphs(self) -> Iterator[str]:
         if self.entry("step") is None:
             yield "graphs: lacks step"
         yield from (
-            f"graphs.{one.name}.backends: is empty, expected names, or null for all"
+            f"graphs.{one.name}.backends: is empty, expected names, or null for all backends"
             for one in self.graphs
             if one.backends == ()
         )
@@ -321,44 +331,50 @@ class Manifest(Entry):
 
     def _odd_states(self) -> Iterator[str]:
         if self.schema > 1 and not self.states:
-            yield "states: has none, expected those of a stream"
+            yield "states: is empty, expected the states of a stream"
         forms = {one.name: one for one in self.states}
         if list(forms) != sorted(one.name for one in self.states):
-            yield "states: expected each name once, in their order"
+            yield f"states: got {[one.name for one in self.states]}, expected each name once, in alphabetical order"
         for one in self.states:
             lengths = one.shape[1:]
             if one.shape[:1] != (ANY,) or not all(isinstance(side, int) and side > 0 for side in lengths):
-                yield f"states.{one.name}.shape: got {list(one.shape)}, expected {ANY} and lengths"
+                yield f"states.{one.name}.shape: got {list(one.shape)}, expected {ANY!r} and then lengths of 1 or more"
             elif one.dtype not in ("float32", "int32"):
                 yield f"states.{one.name}.dtype: got {one.dtype!r}, expected float32 or int32"
             elif one.ring is not None:
                 counter = forms.get(one.ring.counter)
                 if counter is None or (counter.dtype, counter.shape) != ("int32", (ANY,)):
-                    yield f"states.{one.name}.ring.counter: got {one.ring.counter!r}, expected a state int32 [{ANY}]"
+                    yield f"states.{one.name}.ring.counter: got {one.ring.counter!r}, expected an int32 state [{ANY}]"
                 elif lengths[:1] != (one.ring.slots,):
-                    yield f"states.{one.name}.ring.slots: got {one.ring.slots}, its shape is {list(one.shape)}"
+                    yield (
+                        f"states.{one.name}.ring.slots: got {one.ring.slots}, expected the second length of its shape "
+                        f"{list(one.shape)}"
+                    )
                 elif one.ring.frames_to_fill != (fill := one.ring.slots - counter.initial):
                     yield f"states.{one.name}.ring.frames_to_fill: got {one.ring.frames_to_fill}, expected {fill}"
 
     def _odd_lengths(self) -> Iterator[str]:
-        """Yield where the graphs disagree with the states, or with the lengths of context and forecast."""
+        """Yield the errors where the graphs disagree with the states, or with the lengths of context and forecast.
+
+        An invalid budget is reported too.
+        """
         states = {one.name: (one.dtype, one.shape[1:]) for one in self.states}
         for graph in (graph for graph in self.graphs if graph.name == "step" and states):
             inputs = {one.name: (one.dtype, one.shape[1:]) for one in graph.inputs if one.name != FRAME}
             for name in sorted(states.keys() | inputs.keys()):
                 if states.get(name) != inputs.get(name):
-                    yield f"states.{name}: {states.get(name)}, but the step graph takes {inputs.get(name)}"
+                    yield f"states.{name}: got {states.get(name)}, expected {inputs.get(name)} as in the step graph"
         for graph in (graph for graph in self.graphs if graph.name == "clip"):
             tensors = {one.name: one.shape[1:2] for one in (*graph.inputs, *graph.outputs)}
             for name, length in ((CONTEXT, self.context_length), (FORECAST, self.horizon)):
                 if tensors.get(name) != (length,):
                     yield f"graphs.clip: {name} has {tensors.get(name)} frames, expected {length}"
         if not self.precision.budget or min(self.precision.budget.values()) < 0:
-            yield f"precision.budget: got {dict(self.precision.budget)}, expected what may be lost, 0 or more"
+            yield f"precision.budget: got {dict(self.precision.budget)}, expected limits of 0 or more"
 
 
 def describe_states(states: States) -> tuple[StateEntry, ...]:
-    """Return the entries of the manifest for some states."""
+    """Return the entries that describe a stream's state in the manifest."""
     return tuple(
         StateEntry(
             name=one.name,
@@ -372,7 +388,7 @@ def describe_states(states: States) -> tuple[StateEntry, ...]:
 
 
 def _tensor(entry: StateEntry) -> Tensor:
-    """Return a state as a tensor of one stream."""
+    """Return an entry as the tensor of one stream."""
     ring = entry.ring
     return Tensor(
         entry.name,
@@ -384,7 +400,8 @@ def _tensor(entry: StateEntry) -> Tensor:
 
 
 def _graph_of_schema_1(name: str, entry: object) -> GraphEntry:
+    """Return the entry of a graph of schema 1, which names the graph by its key and knows only shared graphs."""
     where = f"graphs.{name}"
     if not isinstance(entry, Mapping):
-        return GraphEntry.from_json(entry, where)  # which refuses it
+        return GraphEntry.from_json(entry, where)  # raises the error for a wrong type
     return GraphEntry.from_json({**entry, "name": name, "backends": None}, where)

@@ -1,4 +1,4 @@
-"""A bundle as one archive, and back: what a device gets, and takes apart without PyTorch."""
+"""Packs a bundle into one archive, and unpacks it on a device; unpacking needs no PyTorch."""
 
 import dataclasses
 import hashlib
@@ -36,26 +36,28 @@ def pack(
     overwrite: bool = False,
     progress: Notify = silent,
 ) -> Path:
-    """Write a bundle as the archive `output`; return its path.
+    """Write a bundle to the archive `output`, and return the path of the archive.
 
-    The same bundle gives the same bytes: the manifest, then the other files by name, stored. (Deflated, the full-size
-    bundle is a tenth smaller and takes six times as long, and its bytes change with the zlib.) The archive appears when
-    it is whole, not before.
+    The same bundle always yields the same bytes: the manifest, then the other files in order of their names, without
+    compression. (Deflate makes a full-size bundle a tenth smaller and takes six times as long, and its bytes depend on
+    the version of zlib.) The archive appears under its name only when it is complete.
 
     Args:
-        engines: pack the plans too; `unpack` drops them unless it is told to trust them.
-        overwrite: replace a file that is there.
-        progress: called with what is being written.
+        engines: pack the TensorRT plans too; `unpack` drops them unless `trust_engines` is set.
+        overwrite: replace an existing file.
+        progress: function that is called with the name of the file being written and the share that is done.
 
     Raises:
-        ConfigError: `output` is there already, its folder is not, or it lies in the bundle.
-        BundleError: a file that is lost or changed meanwhile, or a bundle too large for an archive.
+        ConfigError: `output` exists (and `overwrite` is not set), its parent folder does not exist, or `output` is
+            inside the bundle.
+        BundleError: a file is missing or has changed since the bundle was opened, or the bundle is too large for an
+            archive.
     """
     if output.exists() and not output.is_dir() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give --overwrite to replace a file, or another name")
+        raise ConfigError(f"{output}: already exists; give --overwrite to replace the file, or give another name")
     place = output.resolve()
     if place.is_relative_to(bundle.path.resolve()):
-        raise ConfigError(f"{output}: lies in the bundle {bundle.path}, which is packed; choose another place")
+        raise ConfigError(f"{output}: is inside the bundle {bundle.path}, which is being packed; give another path")
     check_place(output)
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)
@@ -66,7 +68,7 @@ def pack(
         sizes[name] = size
     if (total := sum(sizes.values())) > MOST_BYTES:
         raise BundleError(
-            f"{bundle.path}: has {total:,} bytes, an archive holds {MOST_BYTES:,}; copy the folder instead"
+            f"{bundle.path}: has {total:,} bytes, an archive can hold {MOST_BYTES:,}; copy the folder instead"
         )
     with new_file(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
         text = manifest_bytes(manifest)
@@ -75,7 +77,7 @@ def pack(
             with _source(bundle, name) as source:
                 digest = _add(archive, name, size, source, progress)
             if digest != manifest.files[name]:
-                raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
+                raise BundleError(f"{bundle.path / name}: changed during packing; pack the bundle again")
     return output
 
 
@@ -88,20 +90,21 @@ def unpack(
     most_bytes: int = MOST_BYTES,
     progress: Notify = silent,
 ) -> tuple[Bundle, list[str]]:
-    """Take an archive apart into the bundle `output`, which appears when it is whole and checked, not before.
+    """Unpack an archive into the bundle `output`, which appears only when it is complete and checked.
 
     Args:
-        trust_engines: keep the plans, which are native code; only for an archive whose maker is trusted.
-        overwrite: replace a bundle that is there.
-        most_bytes: of all files together.
-        progress: called with what is being written.
+        trust_engines: keep the TensorRT plans. Plans are native code: set this only for archives from a trusted source.
+        overwrite: replace an existing bundle.
+        most_bytes: maximum total size of the unpacked files (bytes).
+        progress: function that is called with the name of the file being written and the share that is done.
 
     Returns:
         The bundle, and the names of the engines that were dropped.
 
     Raises:
-        BundleError: an archive that is damaged, incomplete, too large, or not of the form that `pack` writes.
-        ConfigError: `output` is there already, or its folder is not.
+        BundleError: the archive is damaged, incomplete or too large, or does not have the form that `pack` writes.
+        ConfigError: `output` exists (and `overwrite` is not set, or `output` is not a bundle), or its parent folder
+            does not exist.
     """
     place_of(output)
     with new_bundle(output, overwrite=overwrite) as folder, open_archive(path) as (archive, entries):
@@ -113,13 +116,13 @@ def unpack(
             for name, digest in bundle.manifest.files.items():
                 if name.startswith(ENGINES):
                     check_file(folder, name, digest)
-        except BundleError as error:  # which names a folder that nobody will find
+        except BundleError as error:  # The text names the temporary folder: name the archive instead.
             raise BundleError(str(error).replace(str(folder), str(path))) from error
     return dataclasses.replace(bundle, path=output), dropped
 
 
 def without_engines(manifest: Manifest) -> Manifest:
-    """Return a manifest without the engines and the reports of `verify` about them."""
+    """Return a manifest without its engines, and without the reports of `verify` on backends that use them."""
     targets = {name.rpartition(".")[2] for name in manifest.engines}
     return dataclasses.replace(
         manifest,
@@ -130,12 +133,12 @@ def without_engines(manifest: Manifest) -> Manifest:
 
 
 def _source(bundle: Bundle, name: str) -> IO[bytes]:
-    """Open a file of a bundle: what is held of it, or an engine by its path."""
+    """Open a file of a bundle for reading: its content in memory, or for an engine, the file on disk."""
     return io.BytesIO(bundle.held[name].data) if name in bundle.held else (bundle.path / name).open("rb")
 
 
 def _add(archive: zipfile.ZipFile, name: str, size: int, source: IO[bytes], progress: Notify) -> str:
-    """Put a file into an archive; return its SHA-256."""
+    """Add a file to an archive, and return the file's SHA-256."""
     with archive.open(entry(name, size), "w") as destination:
         return _copy(source, destination, size, lambda done: progress(f"{name}{done}"))
 
@@ -149,20 +152,29 @@ def _extract(
     most_bytes: int,
     progress: Notify,
 ) -> list[str]:
-    """Write the files of an archive into a folder, if they are those of its manifest; return the engines left out."""
+    """Write the files of an archive into a folder, after comparing their names with the archive's manifest.
+
+    Returns:
+        The names of the engines that were left out.
+    """
     if MANIFEST not in entries:
-        raise BundleError(f"{folder}: has no {MANIFEST}, so it is no bundle; give an archive that `e3d pack` wrote")
+        raise BundleError(f"{folder}: has no {MANIFEST}, so it is not a bundle; give an archive that `e3d pack` wrote")
     if entries[MANIFEST].file_size > MOST_MANIFEST_BYTES:
-        raise BundleError(f"{folder}: its {MANIFEST} has {entries[MANIFEST].file_size:,} bytes; do not use it")
+        raise BundleError(
+            f"{folder}: its {MANIFEST} has {entries[MANIFEST].file_size:,} bytes, expected at most "
+            f"{MOST_MANIFEST_BYTES:,}; do not use this archive"
+        )
     (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
     packed = read_manifest(folder)
     if odd := sorted({MANIFEST, *packed.files} ^ set(entries)):
-        what = "holds a file that its manifest does not list" if odd[0] in entries else "lacks a file of its manifest"
-        raise BundleError(f"{folder}: {what}, {odd[0]}; copy it again, or pack the bundle anew")
+        what = (
+            "contains a file that its manifest does not list" if odd[0] in entries else "lacks a file of its manifest"
+        )
+        raise BundleError(f"{folder}: {what}, {odd[0]}; copy it again, or pack the bundle again")
     manifest = packed if trust_engines else without_engines(packed)
     total = sum(entries[name].file_size for name in manifest.files)
     if total > most_bytes:
-        raise BundleError(f"{folder}: holds {total:,} bytes, the limit is {most_bytes:,}; raise it by --limit-mb")
+        raise BundleError(f"{folder}: contains {total:,} bytes, the limit is {most_bytes:,}; raise it with --limit-mb")
     for name in manifest.files:
         size = entries[name].file_size
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +186,7 @@ def _extract(
 
 
 def _copy(source: IO[bytes], destination: IO[bytes], size: int, progress: Notify) -> str:
-    """Copy a file; return its SHA-256."""
+    """Copy a file block by block, and return its SHA-256."""
     digest, done = hashlib.sha256(), 0
     progress("")
     while block := source.read(BLOCK):

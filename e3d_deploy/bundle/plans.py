@@ -1,4 +1,4 @@
-"""TensorRT plans of a bundle, which are native code: what has to hold before one is handed to the library."""
+"""TensorRT plans of a bundle, and the checks before a plan, which is native code, is passed to the library."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from e3d_deploy.files import sha256
 
 
 def weights_sha256(bundle: Bundle) -> str:
-    """The hash of the weights that the graphs read: of the model file, or over the hashes of several."""
+    """Return the SHA-256 of the weights that the graphs read: of the file, or if there are several, of their hashes."""
     files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(WEIGHTS_SUFFIX)}
     if len(files) == 1:
         return str(*files.values())
@@ -18,7 +18,7 @@ def weights_sha256(bundle: Bundle) -> str:
 
 
 def sources(bundle: Bundle, graph: str, target: str) -> dict[str, str]:
-    """The hashes of what an engine of a graph is made from, as its sidecar has them."""
+    """Return the hashes of the files that an engine is built from, under the names that its sidecar uses."""
     return {
         "graph_sha256": bundle.manifest.files[bundle.entry(graph, target).file],
         "weights_sha256": weights_sha256(bundle),
@@ -26,30 +26,33 @@ def sources(bundle: Bundle, graph: str, target: str) -> dict[str, str]:
 
 
 def check_sources(bundle: Bundle, graph: str, target: str) -> None:
-    """Raise if the files that an engine was just made from are no longer those of the manifest.
+    """Check that the files that an engine was just built from still have the hashes of the manifest.
 
-    TensorRT reads them by their paths, so this has to follow before anything is said of the engine.
+    TensorRT reads these files by their paths, so they may have changed since the bundle was opened. Call this after a
+    build and before the engine is recorded.
 
     Raises:
-        BundleError: the bundle was exported anew meanwhile.
+        BundleError: a file has changed, for example because the bundle was exported again.
     """
     for name, digest in bundle.manifest.files.items():
         file = bundle.path / name
         if name != bundle.entry(graph, target).file and not name.endswith(WEIGHTS_SUFFIX):
             continue
         if not (file.exists() and sha256(file) == digest):
-            raise BundleError(f"{file}: changed while an engine was made from it; build again")
+            raise BundleError(f"{file}: changed while an engine was built from it; build the engine again")
 
 
 def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_capability: str | None = None) -> bytes:
-    """The plan of a graph, for the library `target` of `version`.
+    """Return the content of the plan of a graph, after checking that it fits the bundle, the library and the GPU.
 
     Args:
-        compute_capability: of the GPU that is to run it, such as 9.0; None leaves that unchecked.
+        target: library that will run the plan, `tensorrt` or `tensorrt-rtx`.
+        version: version of this library.
+        compute_capability: compute capability of the GPU that will run the plan, such as 9.0; None skips the check.
 
     Raises:
-        BundleError: there is none; or it is not the one that the manifest names, or was built by another library or
-            version, for another GPU, or from another graph.
+        BundleError: the bundle has no such plan, or the file does not have the hash of the manifest; or the plan was
+            built for another version or GPU, or from another graph or other weights.
     """
     name = f"{graph}.{target}"
     file = bundle.path / f"{ENGINES}{name}.plan"
@@ -57,18 +60,19 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
     sidecar = bundle.manifest.engines.get(name)
     digest = bundle.manifest.files.get(f"{ENGINES}{file.name}")
     if sidecar is None or digest is None:
-        there = ", ".join(bundle.manifest.engines) or "none at all"
-        raise BundleError(f"{bundle.path}: its manifest names no engine {name}, only {there}; {again}")
+        there = ", ".join(bundle.manifest.engines) or "no engines"
+        raise BundleError(f"{bundle.path}: has no engine {name}, its manifest lists {there}; {again}")
     if problem := _problem(bundle, graph, sidecar, version, compute_capability):
         raise BundleError(f"{file}: {problem}; {again}")
     try:
         plan = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); {again}") from error
-    # Here, and not when the bundle was opened: what is run is what was hashed.
+    # Hash the plan here and not when the bundle was opened, so that the bytes that run are the bytes that were hashed.
     if (found := hashlib.sha256(plan).hexdigest()) != digest or sidecar.sha256 != digest:
         raise BundleError(
-            f"{file}: altered, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; do not run it; {again}"
+            f"{file}: altered, its SHA-256 is {found[:12]}…, expected {digest[:12]}… from the manifest; do not run it; "
+            f"{again}"
         )
     return plan
 
@@ -76,11 +80,12 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
 def _problem(
     bundle: Bundle, graph: str, sidecar: EngineSidecar, version: str, compute_capability: str | None
 ) -> str | None:
+    """Return why a plan cannot be used, as a clause whose subject is the plan; None if it can."""
     made_from = sources(bundle, graph, sidecar.target)
     if sidecar.graph_sha256 != made_from["graph_sha256"]:
-        return "was built from another graph than the bundle's"
+        return "was built from another graph than that of the bundle"
     if sidecar.weights_sha256 != made_from["weights_sha256"]:
-        return "was built with other weights than the bundle's"
+        return "was built with other weights than those of the bundle"
     built, options = sidecar.builder, sidecar.options
     if built != version and not (options.version_compatible and _runs_on(built, version)):
         return f"was built by {sidecar.target} {built}, this is {version}"
@@ -93,6 +98,9 @@ def _problem(
 
 
 def _runs_on(built: str, version: str) -> bool:
-    """Return True if a version-compatible plan runs on a TensorRT: not older, and at most one major version newer."""
+    """Return True if a version-compatible plan runs on a version of TensorRT.
+
+    Such a plan runs on the version that built it, and on later versions up to the next major version.
+    """
     old, new = ([int(part) for part in text.split(".")[:3]] for text in (built, version))
     return old <= new and new[0] - old[0] <= 1

@@ -1,4 +1,4 @@
-"""Objects of a JSON file as frozen dataclasses: their annotations are the schema that reader and writer share."""
+"""Frozen dataclasses for the objects of a JSON file; their annotations are the schema for reading and writing."""
 
 import reprlib
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true o
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One object of the file; a subclass adds its fields.
+    """Base of the classes that describe an object of the file; a subclass adds the fields.
 
-    A field without a default is required. One with a default is optional, and left out while it has it.
+    A field without a default is required. A field with a default is optional, and is not written if it has the default.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that this version does not know; they are kept when the file is written again."""
+    """Fields of the file that this version does not know; they are written back unchanged."""
 
     @classmethod
     def from_json(cls, value: object, where: str = "") -> Self:
-        """Return the object from what JSON gives.
+        """Create the object from a decoded JSON value.
 
         Args:
-            where: path to it in the file, for messages.
+            where: path of the object in the file, such as `graphs[0]`, for messages.
 
         Raises:
-            ValueError: a field is missing, or of the wrong type; it says which.
+            ValueError: a field is missing or has the wrong type; the error names the field.
         """
         if not isinstance(value, Mapping):
             raise ValueError(f"{where or 'it'}: got {reprlib.repr(value)}, expected an object")
@@ -51,13 +51,13 @@ class Entry:
 
 
 def required(entry: type[Entry]) -> list[str]:
-    """Return the names of the fields that must be there."""
+    """Return the names of the required fields of a class."""
     return [one.name for one in fields(entry) if one.default is MISSING and one.default_factory is MISSING]
 
 
 @cache
 def _hints(entry: type) -> dict[str, Any]:
-    """Return the annotations of the fields that the file may have, by name."""
+    """Return the annotations of the fields of a class, except `extra`, by name."""
     return {name: hint for name, hint in get_type_hints(entry).items() if name != "extra"}
 
 
@@ -68,7 +68,7 @@ def _is_default(one: Any, value: object) -> bool:
 
 
 def _read(hint: Any, value: object, where: str) -> Any:
-    """Return a value of the type that an annotation names."""
+    """Check that a decoded JSON value has the type of an annotation, and return it as that type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -89,7 +89,8 @@ def _read(hint: Any, value: object, where: str) -> Any:
         return {name: _read(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
     if issubclass(hint, Entry):
         return hint.from_json(value, where)
-    # `bool` is an `int` to Python, and not to JSON; a whole number is a number.
+    # Compare types exactly: `bool` is a subclass of `int` in Python, but not a number in JSON. An `int` is a valid
+    # `float`.
     if type(value) is not hint and not (hint is float and type(value) is int):
         raise ValueError(_odd(where, value, EXPECTED[hint]))
     return value

@@ -1,4 +1,4 @@
-"""Description of a TensorRT plan, kept beside it, in the manifest and in the cache."""
+"""Description of a TensorRT plan, stored next to the plan, in the manifest and in the engine cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,58 +8,58 @@ from e3d_deploy.bundle.schema import Entry
 
 @dataclass(frozen=True, kw_only=True)
 class Proof(Entry):
-    """Precision of an engine, asked for and found."""
+    """Precision of an engine: requested, and found in the engine."""
 
     requested: str
-    """Policy of the graph."""
+    """Precision policy of the graph."""
     proved: str
-    """Policy that the engine computes in; `tf32 allowed` where TF32 is a permission that shows nowhere."""
+    """Precision policy that was found; `tf32 allowed` if TensorRT may use TF32 and does not report where it does."""
     by: str
-    """`inspector` if the engine was asked, `graph` if its typed graph was."""
+    """Evidence: `inspector` for the report of TensorRT's engine inspector, `graph` for the types in the graph."""
     layers: Mapping[str, int]
-    """Number of convolutions and matrix products by precision."""
+    """Number of convolutions and matrix products in each precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(Entry):
-    """Options of a build that decide who may load the plan; the other fields of `EngineConfig` stand beside them."""
+    """Options of a build that decide where the plan runs; the other fields of `EngineConfig` are stored with them."""
 
     version_compatible: bool
-    """Later versions of TensorRT may run it."""
+    """True if later versions of TensorRT can run the plan."""
     hardware_compatibility: str
-    """GPUs that it runs on besides the one it was built on: `none`, `ampere-plus` or `same-compute-capability`."""
+    """Other GPUs that can run the plan: `none`, `ampere-plus` or `same-compute-capability`."""
     refittable: bool
-    """It may be given other weights."""
+    """True if the weights of the plan can be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSidecar(Entry):
-    """Description of a plan."""
+    """Description of a plan and of its build."""
 
     graph: str
     """Name of the graph."""
     graph_sha256: str
     """SHA-256 of the graph's file."""
     weights_sha256: str
-    """SHA-256 of the weights that the graph reads: of one file, or over the hashes of several."""
+    """SHA-256 of the file with the graph's weights, or if there are several files, of their hashes."""
     target: str
-    """Library that runs it: `tensorrt` or `tensorrt-rtx`."""
+    """Library that runs the plan: `tensorrt` or `tensorrt-rtx`."""
     builder: str
-    """Version of the library that built it."""
+    """Version of the library that built the plan."""
     compute_capability: str
-    """GPUs that it is for, such as `portable`, `8.6,8.9` or `9.0 NVIDIA H200`."""
+    """Compute capabilities of the GPUs that can run the plan, such as `portable`, `8.6,8.9` or `9.0 NVIDIA H200`."""
     precision: Proof
-    """Precision asked for and found."""
+    """Precision requested and found."""
     options: EngineOptions
     """Options of the build."""
     key: str | None = None
-    """Key in the cache; absent after a refit."""
+    """Key in the engine cache; absent after a refit."""
     parts: Mapping[str, str] | None = None
-    """Parts that the key is made of; absent after a refit."""
+    """Values that the key is a hash of; absent after a refit."""
     refitted_from: str | None = None
-    """SHA-256 of the plan that was given other weights; absent if it was built."""
+    """SHA-256 of the plan whose weights were replaced; absent if the plan was built."""
     cached: bool
-    """It was taken from the cache and not built."""
+    """True if the plan was copied from the engine cache instead of being built."""
     build_seconds: float
     """Duration of the build (s)."""
     bytes: int

@@ -48,7 +48,7 @@ def test_what_is_written_into_a_bundle_of_links_leaves_the_store_as_it_is(linked
 def test_a_link_to_another_content_is_refused(linked: Path, tmp_path: Path) -> None:
     model, digest = linked / "model.safetensors", Bundle.open(linked).manifest.files["model.safetensors"]
     (tmp_path / "other").write_bytes(b"other")
-    for target, said in ((tmp_path / "other", "altered"), (tmp_path, "no regular"), (tmp_path / "nothing", "read")):
+    for target, said in ((tmp_path / "other", "altered"), (tmp_path, "not a regular"), (tmp_path / "nothing", "read")):
         model.unlink()
         model.symlink_to(target)
         with pytest.raises(BundleError, match=said):

@@ -129,7 +129,7 @@ def test_engines_that_were_packed_come_out_only_where_they_are_trusted(with_engi
 def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     for call in (lambda: pack(bundle, packed), lambda: unpack(packed, bundle_path)):
-        with pytest.raises(ConfigError, match="is there already; give --overwrite"):
+        with pytest.raises(ConfigError, match="already exists; give --overwrite"):
             call()
     (bundle_path / "extra").touch()
     unpack(packed, bundle_path, overwrite=True)
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_pat
     folder.mkdir()
     with pytest.raises(ConfigError, match="is a folder; choose another name"):
         pack(bundle, folder, overwrite=True)
-    with pytest.raises(ConfigError, match="is there already and no bundle"):
+    with pytest.raises(ConfigError, match="already exists and is not a bundle"):
         unpack(packed, folder, overwrite=True)
     for call in (lambda: pack(bundle, tmp_path / "no" / "a.zip"), lambda: unpack(packed, tmp_path / "no" / "a.e3d")):
         with pytest.raises(ConfigError, match="its folder does not exist"):
@@ -163,7 +163,9 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(packed: Path, bundle_path
 def test_no_archive_is_written_into_the_bundle(bundle_path: Path) -> None:
     before = contents(bundle_path)
     for name in ("model.safetensors", "new.zip"):
-        with pytest.raises(ConfigError, match=rf"{name}: lies in the bundle .*, which is packed; choose another place"):
+        with pytest.raises(
+            ConfigError, match=rf"{name}: is inside the bundle .*, which is being packed; give another path"
+        ):
             pack(Bundle.open(bundle_path), bundle_path / name, overwrite=True)
     assert contents(bundle_path) == before
 
@@ -229,7 +231,7 @@ def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, m
 def test_an_engine_that_changes_while_it_is_packed_is_not_packed(with_engine: Bundle, tmp_path: Path) -> None:
     """Its other files are packed as they were opened."""
     (with_engine.path / "engines" / "step.tensorrt.plan").write_bytes(b"another")
-    with pytest.raises(BundleError, match=r"step\.tensorrt\.plan: changed while it was packed"):
+    with pytest.raises(BundleError, match=r"step\.tensorrt\.plan: changed during packing"):
         pack(with_engine, tmp_path / "a.zip", engines=True)
     assert not list(tmp_path.glob("*a.zip*"))
 
@@ -238,7 +240,7 @@ def test_a_bundle_too_large_for_an_archive_is_said_so(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pack_module, "MOST_BYTES", 1000)
-    with pytest.raises(BundleError, match="an archive holds 1,000; copy the folder"):
+    with pytest.raises(BundleError, match="an archive can hold 1,000; copy the folder"):
         pack(Bundle.open(bundle_path), tmp_path / "a.zip")
 
 
@@ -285,12 +287,12 @@ def test_names_that_leave_the_folder_are_refused(packed: Path, name: str) -> Non
     manifest["files"][name] = manifest["files"]["step.onnx"]
     entries |= {"manifest.json": json.dumps(manifest).encode(), name: entries["step.onnx"]}
     write(packed, plain(entries))
-    refused(packed, "no plain name within a folder")
+    refused(packed, "not a valid name within a folder")
 
 
 def test_a_name_that_zero_cuts_short_is_refused(packed: Path) -> None:
     packed.write_bytes(packed.read_bytes().replace(b"step.onnx", b"step.onn\0"))
-    refused(packed, "no plain name within a folder")
+    refused(packed, "not a valid name within a folder")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK, stat.S_IFDIR])
@@ -305,22 +307,22 @@ def test_a_name_that_comes_twice_is_refused(packed: Path) -> None:
     infos = plain(entries_of(packed))
     with pytest.warns(UserWarning, match="Duplicate name"):
         write(packed, [*infos, (entry("step.onnx", 1), b"x")])
-    refused(packed, r"holds 'step\.onnx' twice")
+    refused(packed, r"contains 'step\.onnx' twice")
 
 
 def test_names_that_differ_by_case_alone_are_refused(packed: Path) -> None:
     write(packed, plain(entries_of(packed) | {"Step.ONNX": b"x"}))
-    refused(packed, r"holds 'step\.onnx' and 'Step\.ONNX', which differ by case alone")
+    refused(packed, r"contains 'step\.onnx' and 'Step\.ONNX', which differ only in case")
 
 
 def test_a_name_that_is_file_and_folder_is_refused(packed: Path) -> None:
     write(packed, plain(entries_of(packed) | {"STEP.onnx/x": b"x"}))
-    refused(packed, r"holds 'step\.onnx' as file and as folder")
+    refused(packed, r"contains 'step\.onnx' both as a file and as a folder")
 
 
 def test_a_file_that_the_manifest_does_not_list_is_refused(packed: Path) -> None:
     write(packed, plain(entries_of(packed) | {"setup.py": b"x"}))
-    refused(packed, r"holds a file that its manifest does not list, setup\.py")
+    refused(packed, r"contains a file that its manifest does not list, setup\.py")
 
 
 @pytest.mark.parametrize("name", ["clip.onnx", "manifest.json", "model.safetensors"])
@@ -346,7 +348,7 @@ def test_a_file_with_another_hash_is_refused(packed: Path) -> None:
         (b'{"schema": 99}', "schema 99, this version reads 1 and 2"),
         (b'{"schema": 1}', "lacks batch"),
         (b"[" * 100_000, "not a manifest"),
-        (b'{"schema": 1, "x": NaN}', r"not a manifest \(got NaN, expected a number\)"),
+        (b'{"schema": 1, "x": NaN}', r"is not a manifest \(got NaN, expected a finite number\)"),
     ],
     ids=range(7),
 )
@@ -360,7 +362,7 @@ def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: st
     [
         (
             {"rounding": {"predictions": float("nan"), "states": 0.0}},
-            r"not a manifest \(got NaN, expected a number",
+            r"is not a manifest \(got NaN, expected a finite number",
         ),
         ({"config": {"patch_size": 5}}, "config: lacks image_size, channels, hidden"),
         ({"files": {"model.safetensors": 7}}, r"files\.model\.safetensors: got 7, expected text"),
@@ -383,7 +385,7 @@ def test_a_manifest_beyond_all_measure_is_not_read(packed: Path, monkeypatch: py
 def test_too_many_entries_are_refused_before_they_are_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(packed, plain(entries_of(packed) | {f"n{number}": b"" for number in range(1001)}))
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    refused(packed, r"holds 10\d\d entries, a bundle has 1000 at most")
+    refused(packed, r"has 10\d\d entries, a bundle has at most 1000")
 
 
 def test_a_compressed_bomb_is_refused(packed: Path) -> None:
@@ -412,10 +414,10 @@ FLAGS, PACKED_SIZE, SIZE, OFFSET = slice(8, 10), slice(20, 24), slice(24, 28), s
         (FLAGS, 1, "is encrypted"),
         (FLAGS, 0x41, "is encrypted"),
         (FLAGS, 8, "has fields that `e3d pack` does not write"),
-        (SIZE, 2_000_000_000, "lies about its size"),
-        (PACKED_SIZE, 10, "lies about its size"),
+        (SIZE, 2_000_000_000, "sizes contradict each other"),
+        (PACKED_SIZE, 10, "sizes contradict each other"),
         (OFFSET, 0, "does not begin where the entry before it ends"),
-        (SIZE, 0xFFFFFFFF, "lies about its size|damaged"),
+        (SIZE, 0xFFFFFFFF, "sizes contradict each other|damaged"),
     ],
     ids=range(7),
 )
@@ -428,7 +430,7 @@ def test_sizes_that_both_lie_are_refused(packed: Path) -> None:
     """So that what would be written is no more than the archive has."""
     for field in (SIZE, PACKED_SIZE):
         patched(packed, "step.tensorrt.onnx", field, 1_900_000_000)  # the last one
-    refused(packed, r"its entries have [12],[\d,]+ bytes, there are")
+    refused(packed, r"its entries end at byte [12],[\d,]+, expected")
 
 
 def test_entries_that_share_bytes_are_refused(packed: Path) -> None:
@@ -445,19 +447,19 @@ def test_zip64_is_refused(packed: Path) -> None:
         for name, content in entries.items():
             with opened.open(entry(name, len(content)), "w", force_zip64=name == "step.onnx") as target:
                 target.write(content)
-    refused(packed, "entry|its entries have|has fields")
+    refused(packed, "entry|its entries end|has fields")
     write(packed, plain(entries))
     raw = packed.read_bytes()
     end = len(raw) - END.size
     huge = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes(12) + (2**40).to_bytes(8, "little") * 4
     locator = b"PK\x06\x07" + bytes(4) + end.to_bytes(8, "little") + bytes(4)
     packed.write_bytes(raw[:end] + huge + locator + raw[end:])
-    refused(packed, "a zip64 archive")
+    refused(packed, "is a zip64 archive")
 
 
 def test_sizes_beyond_the_limit_are_refused(packed: Path) -> None:
     total = sum(len(content) for name, content in entries_of(packed).items() if name != "manifest.json")
-    refused(packed, f"holds {total:,} bytes, the limit is {total - 1:,}", most_bytes=total - 1)
+    refused(packed, f"contains {total:,} bytes, the limit is {total - 1:,}", most_bytes=total - 1)
     unpack(packed, packed.parent / "out.e3d", most_bytes=total)
 
 
@@ -472,7 +474,7 @@ def test_bytes_around_the_entries_are_refused(packed: Path) -> None:
     raw = packed.read_bytes()
     for changed in (b"#!/bin/sh\n" + raw, raw + b"\n", raw[:-2] + b"\x05\x00hello"):
         packed.write_bytes(changed)
-        refused(packed, "has bytes that belong to no entry|truncated or with more behind it|no archive")
+        refused(packed, "has bytes that belong to no entry|truncated, or has data after its end|is not a zip archive")
     entries = entries_of(packed) if zipfile.is_zipfile(packed) else {}
     assert entries  # zipfile itself reads the last of them
 
@@ -482,13 +484,13 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     refused(path, "no such file", code=2)
     for content in (b"", b"PK", b"text" * 100, bytes(5000), b"PK\x05\x06" + bytes(18)):
         path.write_bytes(content)
-        refused(path, "no archive|truncated|has no manifest.json")
+        refused(path, "not a zip archive|truncated|has no manifest.json")
     path.unlink()
     path.mkdir()
-    refused(path, "is no regular file")
+    refused(path, "is not a regular file")
     path.rmdir()
     os.mkfifo(path)
-    refused(path, "is no regular file")
+    refused(path, "is not a regular file")
 
 
 def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:
@@ -496,7 +498,7 @@ def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:
     lengths = {*range(0, len(raw), len(raw) // 60), *range(len(raw) - 60, len(raw))}
     for length in lengths:
         packed.write_bytes(raw[:length])
-        refused(packed, "truncated|no archive")
+        refused(packed, "truncated|not a zip archive")
 
 
 def test_no_damage_does_more_than_refuse(packed: Path, tmp_path: Path) -> None:
@@ -549,7 +551,7 @@ def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> N
             done.append(unpack(packed, tmp_path / "new.e3d"))
 
     done: list[Any] = []
-    with pytest.raises(ConfigError, match=r"new\.e3d: was made by another process meanwhile"):
+    with pytest.raises(ConfigError, match=r"new\.e3d: was created by another process during the export"):
         unpack(packed, tmp_path / "new.e3d", progress=same_target)
     assert contents(tmp_path / "new.e3d") == contents(tmp_path / "o.e3d")
 

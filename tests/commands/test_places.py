@@ -34,7 +34,7 @@ PLACES = {
     "export {model} -o {clips}/new.e3d --precision int8 --calibration {clips}": INSIDE,
     "export {model} -o {bundle} --overwrite --reference {bundle}/reference.npz": "holds",
     "import {model} -o {model} --overwrite": SAME,
-    "pack {bundle} -o {bundle}/new.zip": BUNDLE,
+    "pack {bundle} -o {bundle}/new.zip": "is inside the bundle",
     "unpack {bundle}/model.safetensors -o {bundle} --overwrite": "holds",
     "refit {bundle} --from {bundle} --target tensorrt": SAME,
     "build {bundle} --target tensorrt --timing-cache {bundle}/new": BUNDLE,

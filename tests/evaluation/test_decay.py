@@ -254,7 +254,7 @@ def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch:
         record_with_model(any_batch, "another", decay())
     shutil.rmtree(bundle_path)
     shutil.copytree(any_batch, bundle_path)
-    with pytest.raises(BundleError, match="was exported anew meanwhile"):
+    with pytest.raises(BundleError, match="was exported again while this command ran"):
         record_decay(opened, decay())
     assert Bundle.open(bundle_path).card.decay is None
 

@@ -383,14 +383,14 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
         )
 
     again(overwrite=False)
-    with pytest.raises(ConfigError, match="is there already; give --overwrite"):
+    with pytest.raises(ConfigError, match="already exists; give --overwrite"):
         again(overwrite=False)
     (output / "engines").mkdir()
     again(overwrite=True)
     assert not (output / "engines").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"clip.npy", "m.safetensors", "o.e3d"}
     (output / "manifest.json").unlink()  # without it the folder is not a bundle, and must not be removed
-    with pytest.raises(ConfigError, match="is there already and no bundle"):
+    with pytest.raises(ConfigError, match="already exists and is not a bundle"):
         again(overwrite=True)
     assert (output / "step.onnx").exists()
 

@@ -126,7 +126,9 @@ def test_a_bundle_that_changes_while_it_is_refitted_gets_no_engine(
         return plan + b"other"
 
     monkeypatch.setattr(refit_module, "_refitted", other_weights)
-    with pytest.raises(BundleError, match=r"model\.safetensors: changed while an engine was made from it; build again"):
+    with pytest.raises(
+        BundleError, match=r"model\.safetensors: changed while an engine was built from it; build the engine again"
+    ):
         refit(new, old, "tensorrt")
     assert (new.path / "manifest.json").read_bytes() == before
     assert not list((new.path / "engines").glob("*.plan"))

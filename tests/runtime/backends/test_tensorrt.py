@@ -681,7 +681,7 @@ def test_the_step_engine_suffices_for_clip_and_rollout(bundle_path: Path, trt: F
 
 
 def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: FakeTensorRT, machine: Machine) -> None:
-    with pytest.raises(BundleError, match=r"its manifest names no engine step.tensorrt-rtx, only none at all; build"):
+    with pytest.raises(BundleError, match=r"has no engine step.tensorrt-rtx, its manifest lists no engines; build"):
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
     bundle = add_engines(bundle_path, "step")
     plan = bundle_path / "engines" / f"step.{TARGET}.plan"
