@@ -1,4 +1,4 @@
-"""The backend `auto`: the fastest of those that are installed and give what PyTorch recorded, on this machine."""
+"""Choice of the backend `auto`: the fastest installed backend that agrees with the reference clip on this machine."""
 
 import hashlib
 import json
@@ -30,59 +30,66 @@ from e3d_deploy.turns import block, in_turn
 log = logging.getLogger(__name__)
 
 ROUNDS, SECONDS = 3, 0.3
-"""Candidates step in turn, at least one step and at most so long a turn."""
+"""Number of turns in which each candidate is timed, and the total duration of a candidate's turns (s).
+
+A turn takes at least one step.
+"""
 DOES_NOT_RUN = "opens but does not run ({})"
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate, and what came of it."""
+    """Candidate for `auto`, with the result of the comparison."""
 
     backend: str
     step_ms: float | None
-    """Median time of a frame, in turn with the others (ms); None for one that was not timed."""
+    """Median time per frame, measured in turn with the other candidates (ms); None if it was not timed."""
     reason: str
+    """Reason why the backend was chosen or not, without its name."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Backend chosen by `auto` for a bundle on this machine, with the reason."""
+    """Backend that `auto` chose for a bundle on this machine."""
 
     backend: str
     tried: tuple[Tried, ...]
+    """All candidates: those that agree with the reference, fastest first, then the others."""
 
     @property
     def reason(self) -> str:
-        """One line."""
+        """Reason for the choice, one line."""
         return next(one.reason for one in self.tried if one.backend == self.backend)
 
 
 def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -> tuple[Backend, Choice]:
-    """The backend that `auto` stands for, opened, and why it is the one.
+    """Choose the backend for `auto`, and return it opened, with the reason for the choice.
 
-    Each candidate has to give what PyTorch recorded in the first steps of the reference clip; of those that do, the
-    one that takes the least time for a frame of a stream with the bundle's default renewal is taken. PyTorch, the
-    yardstick, is tried where no other is left. The choice is kept for the same bundle, renewal, machine,
-    libraries, candidates and threads, so that the next start opens one backend alone.
+    A candidate is an installed backend that `auto` considers. It must reproduce PyTorch's recorded predictions in the
+    first steps of the reference clip. Of these candidates, the one with the least time per frame is chosen; the time is
+    that of a stream with the bundle's default renewal. PyTorch itself, the reference backend, is tried only if no other
+    candidate agrees. The choice is stored in the user's cache folder, for this bundle, renewal, machine, set of
+    libraries and candidates, and number of threads; the next start opens only the chosen backend.
 
     Args:
-        again: do not look at what was kept.
+        threads: number of threads within a step; None leaves the number to the library.
+        again: ignore a stored choice.
 
     Raises:
-        BackendUnavailable: none is installed, or none agrees.
+        BackendUnavailable: no candidate is installed, or no candidate agrees with the reference clip.
     """
     file = _file(bundle, threads)
     kept = None if again or file is None else _read(file)
     if kept is not None:
         opened = _open(bundle, kept.backend, threads)
         if not isinstance(opened, str):
-            log.info("backend %s: %s (chosen before)", kept.backend, kept.reason)
+            log.info("backend %s: %s (stored choice)", kept.backend, kept.reason)
             return opened, kept
-        log.warning("backend %s, chosen before, does not open any more: %s", kept.backend, opened)
+        log.warning("backend %s: is the stored choice, but cannot be opened; choosing again (%s)", kept.backend, opened)
     backend, choice = _compare(bundle, threads)
     log.info("backend %s: %s", choice.backend, choice.reason)
     if choice.backend == YARDSTICK and bundle.precision != "fp32":
-        log.warning("backend %s: computes in float32, and not in %s", choice.backend, bundle.precision)
+        log.warning("backend %s: computes in float32, not in the bundle's %s", choice.backend, bundle.precision)
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,17 +100,17 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
 
 
 def _open(bundle: Bundle, name: str, threads: int | None) -> Backend | str:
-    """A backend, or why it does not open."""
+    """Open a backend; return the reason as text if that fails."""
     try:
         return open_backend(bundle, name, threads=threads)
-    except Exception as error:  # a library that is half there raises what it likes; the next may do better
+    except Exception as error:  # A partly installed library may raise any error; the next candidate may open.
         return str(error) or repr(error)
 
 
 def _close(backend: Backend) -> None:
     """Close a backend and ignore its errors.
 
-    A backend that broke off may not close cleanly, which must not keep `auto` from taking another.
+    A backend that failed may not close cleanly; `auto` must still be able to choose another one.
     """
     with suppress(Exception):
         backend.close()
@@ -120,7 +127,11 @@ def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
 
 
 def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Choice:
-    """Choose the fastest backend that agrees with the reference, and leave all that agree in `opened`."""
+    """Choose the fastest backend that agrees with the reference.
+
+    Args:
+        opened: receives all backends that agree, opened; the caller closes them.
+    """
     refused: list[Tried] = []
     times: dict[str, float | None] = {}
 
@@ -165,18 +176,20 @@ def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Ch
 
 
 def _refusal(bundle: Bundle, backend: Backend) -> str | None:
-    """Why a backend is not taken; None where it gives what PyTorch recorded."""
+    """Return the reason for refusing a backend; None if it agrees with the reference."""
     try:
-        return None if agrees(bundle, backend) else "does not give what PyTorch recorded, so it is not used"
-    except Exception as error:  # whatever a library raises when it runs for the first time; the next may do better
+        return None if agrees(bundle, backend) else "does not agree with the reference, so it is not used"
+    except Exception as error:  # A library may raise any error in its first run; the next candidate may work.
         return DOES_NOT_RUN.format(error)
 
 
 def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
-    """The preferred backend that opens here, whether it agrees or not: what there is to prove.
+    """Open the first candidate for `auto` that opens on this machine, without comparing it with the reference.
+
+    `e3d verify` uses this function, because the comparison is its own task.
 
     Raises:
-        BackendUnavailable: none does.
+        BackendUnavailable: no candidate opens.
     """
     refused = []
     for name in candidates():
@@ -188,7 +201,11 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
 
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
-    """Return the time of a frame of a stream with the bundle's default renewal on each, in turn (ms), or why none."""
+    """Measure the time per frame on each backend, in turn; the frames are those of a stream with the default renewal.
+
+    Returns:
+        By name, the median time (ms), or the reason as text if the backend does not run.
+    """
     calls: dict[str, Callable[[], object]] = {}
     broken: dict[str, float | str] = {}
 
@@ -199,7 +216,7 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
             if name not in calls:
                 calls[name] = _frame(bundle, backends[name])
             return block(calls[name], seconds=SECONDS / ROUNDS)
-        except Exception as error:  # as in _refusal
+        except Exception as error:  # A library may raise any error; the other backends are still measured.
             broken[name] = DOES_NOT_RUN.format(error)
             return []
 
@@ -209,12 +226,15 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
 
 
 def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
-    """Return a call that gives a stream its next frame, or one to each of the streams that the graphs step at once."""
+    """Return a function that advances a stream by one frame.
+
+    If the graphs step several streams at once, the function advances that number of streams.
+    """
     frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
     if bundle.batch != 1:
         return _stepper(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
-    # The frame before the first that is timed begins a state, so that all states are stepped.
+    # The stream begins a new state with the last frame before the measurement, so that each call steps all its states.
     streams = [grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)]
 
     def call() -> None:
@@ -224,7 +244,7 @@ def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
 
 
 def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], object]:
-    """Return a call that steps all streams of a backend once."""
+    """Return a function that steps all streams of a backend once."""
     state = backend.initial_state()
 
     def call() -> None:
@@ -238,34 +258,37 @@ def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
     if not refused:
         return f"auto: no backend is installed; {find(RECOMMENDED).remedy}"
     reasons = "; ".join(f"{one.backend}: {one.reason}" for one in refused)
-    return f"auto: nothing that is installed runs {bundle.path} ({reasons}); run `e3d verify`, or export it again"
+    return f"auto: no installed backend runs {bundle.path} ({reasons}); run `e3d verify`, or export it again"
 
 
 def _file(bundle: Bundle, threads: int | None) -> Path | None:
+    """Return the file that stores the choice, or None if the user has no cache folder."""
     try:
         return cache_folder("choices") / f"{_key(bundle, threads)}.json"
-    except FileNotFoundError as error:  # as in some containers
+    except FileNotFoundError as error:  # such as in containers whose user has no home folder
         _say_not_kept(str(error.strerror))
         return None
 
 
 @cache
 def _say_not_kept(why: str) -> None:
-    """Say why a choice is not kept, once in a process."""
-    log.warning("the choice of a backend is not kept, so each start makes it anew: %s", why)
+    """Log why a choice is not stored, once per process."""
+    log.warning("auto: the choice of a backend cannot be stored (%s), so each start compares the backends again", why)
 
 
 def _key(bundle: Bundle, threads: int | None) -> str:
+    """Return a hash over everything that a choice depends on."""
     packages = [package for library in LIBRARIES for package in library.packages]
     versions = {package: found for package in packages if (found := version_of((package,)))}
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
-    # All of the manifest but what changes without changing what a backend computes.
+    # The manifest without the fields that do not affect the output of a backend.
     decisive = {**bundle.manifest.to_json(), "verification": None, "created": None, "card": None}
     parts = [decisive, renewal, machine(), versions, candidates(), threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _read(file: Path) -> Choice | None:
+    """Return the choice stored in a file, or None if the file is missing or invalid."""
     try:
         kept = json.loads(file.read_text())
         choice = Choice(kept["backend"], tuple(Tried(**one) for one in kept["tried"]))

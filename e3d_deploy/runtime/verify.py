@@ -1,6 +1,7 @@
-"""Is a backend right? Names, then shapes, then values, step by step over a whole rollout.
+"""Verification of a backend: its outputs are compared with those of PyTorch, step by step over a whole rollout.
 
-Needs no PyTorch: where there is none, what it computed is in the bundle's reference clip.
+Names and shapes are compared first, then values. PyTorch need not be installed: the bundle's reference clip contains
+the outputs that PyTorch computed at the export.
 """
 
 import math
@@ -23,71 +24,86 @@ from e3d_deploy.runtime.backends.rollout import rollout
 
 @dataclass(frozen=True)
 class Report:
-    """Drift of a backend from its yardstick, as largest absolute differences."""
+    """Result of comparing a backend with the reference backend.
+
+    Every difference is the largest absolute difference over all elements.
+    """
 
     backend: str
+    """Name of the backend."""
     yardstick: str
-    """`torch`, or `reference.npz` where PyTorch was recorded and is not run."""
+    """Source of the expected values: `torch` if PyTorch ran, `reference.npz` if its recorded outputs were used."""
     precision: str
-    """The policy of the graphs, which decides what is judged."""
+    """Precision policy of the graphs; it decides which measures the budget limits."""
     context_length: int
+    """Number of steps that see true frames; each later step sees the prediction of the step before."""
     steps: int
-    """Number of steps judged, those of the bundle's rollout; later ones only show how the difference grows."""
+    """Number of steps that count for the verdict: those of the bundle's rollout. Later steps only inform."""
     budget: float
-    """For predictions; infinite where SSIM and PSNR are judged in the place of differences."""
+    """Allowed difference of predictions; infinite if the budget limits SSIM and PSNR instead."""
     state_budget: float
+    """Allowed difference of final states; infinite unless the policy is `fp32`."""
     dssim_budget: float | None
-    """Allowed loss of SSIM, and in the next field of PSNR (dB); None if not judged."""
+    """Allowed loss of SSIM; None if the budget does not limit it."""
     dpsnr_budget: float | None
+    """Allowed loss of PSNR (dB); None if the budget does not limit it."""
     predictions: list[float]
-    """Per step of the rollout; the first `context_length` saw true frames, the others their own predictions."""
+    """Difference of the prediction at each step of the rollout."""
     states: list[dict[str, float]]
-    """Per step and kind of state; only where the yardstick is run."""
+    """Difference of each kind of state at each step; empty if PyTorch did not run."""
     final_states: dict[str, float]
-    """After the last step, per state tensor."""
+    """Difference of each state tensor after the last step that counts."""
     clip: float
-    """Largest difference of the clip graph's forecast, which is one call."""
+    """Difference of the forecast of the clip graph."""
     clip_states: dict[str, float]
-    """After the clip graph, per state tensor."""
+    """Difference of each state tensor after the clip graph."""
     rollout: float
-    """Largest difference of the rollout graph's forecast, from the backend's own state after the context."""
+    """Difference of the forecast of the rollout graph, which starts from the backend's own state after the context."""
     rollout_states: dict[str, float]
-    """After the rollout graph, per state tensor."""
+    """Difference of each state tensor after the rollout graph."""
     dssim: float | None
-    """SSIM against the truth: yardstick minus backend, mean over the forecast, of the graph that loses most; None
-    without truth, below 7 pixels, or for what is not a number."""
+    """Loss of SSIM: the SSIM of the expected forecast against the truth, minus that of the backend's forecast.
+
+    Mean over the forecast; of steps, clip graph and rollout graph, the largest loss. None if the clip has no truth, if
+    a side of the frame is shorter than 7 pixels, or if the loss is not a number.
+    """
     dpsnr: float | None
-    """PSNR against the truth in dB, likewise."""
+    """Loss of PSNR (dB), defined like `dssim`."""
     unproved: str | None = None
-    """Reason why agreement here proves nothing, with its remedy; None if it proves the backend."""
+    """Reason why the comparison could not detect a wrong backend, with a remedy; None if it could."""
 
     @property
     def worst(self) -> float:
-        """The largest difference of predictions, step by step and by the other graphs; NaN if any is."""
+        """Largest difference of predictions over steps, clip graph and rollout graph; NaN if one of them is NaN."""
         return float(np.max([self.stepped, self.clip, self.rollout]))
 
     @property
     def stepped(self) -> float:
-        """The largest difference of predictions, step by step; NaN if any is."""
+        """Largest difference of predictions over the steps that count; NaN if one of them is NaN."""
         return float(np.max(self.predictions[: self.steps]))
 
     @property
     def worst_state(self) -> tuple[str, float]:
-        """The final state that is furthest off, and by how much; NaN counts as furthest."""
+        """Name and difference of the final state with the largest difference; NaN counts as the largest."""
         graphs = {"": self.final_states, "clip ": self.clip_states, "rollout ": self.rollout_states}
         found = [(graph + name, value) for graph, states in graphs.items() for name, value in states.items()]
         return found[int(np.argmax([value for _, value in found]))]
 
     @property
     def worst_step(self) -> int:
-        """The step whose prediction is furthest off."""
+        """Index of the step with the largest difference of the prediction."""
         return int(np.argmax(self.predictions[: self.steps]))
 
     @property
     def furthest(self) -> str:
-        """Place to look at first: the step that is furthest off, else the graph or the state that alone is off."""
+        """Place with the error to examine first, such as `step 3`, `clip graph` or `state cell.0`.
+
+        The step with the largest difference, if steps are over the budget or nothing is. Otherwise the graph that is
+        over, or if only states are over, the state with the largest difference.
+        """
         places = {f"step {self.worst_step + 1}": self.stepped, "clip graph": self.clip, "rollout graph": self.rollout}
-        over = [name for name, value in places.items() if not value <= min(self.budget, PICTURE_RANGE)]  # NaN is
+        # `not <=` and not `>`, so that NaN counts as over the budget.
+        over = [name for name, value in places.items() if not value <= min(self.budget, PICTURE_RANGE)]
         name, state = self.worst_state
         if not over and not state <= self.state_budget:
             return f"state {name}"
@@ -95,7 +111,10 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Within the budgets and the range of a picture, and a number at every step."""
+        """True if every difference is finite and within its budget.
+
+        A difference of predictions above the range of a picture fails under any budget.
+        """
         _, state = self.worst_state
         lost = ((self.dssim, self.dssim_budget), (self.dpsnr, self.dpsnr_budget))
         return bool(
@@ -107,11 +126,11 @@ class Report:
 
     @property
     def has_no_verdict(self) -> bool:
-        """True where the backend agrees, and would if it were wrong; one that is off fails in any case."""
+        """True if the backend passed a comparison that a wrong backend might pass too; see `unproved`."""
         return self.passed and self.unproved is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON knows it, null for what is not a number, and for `passed` where that proves nothing."""
+        """Return the report as JSON values; NaN becomes null, and `passed` is null if there is no verdict."""
         passed = None if self.has_no_verdict else self.passed
         fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": passed}
         return json_object(fields)
@@ -125,18 +144,21 @@ def verify(
     *,
     steps: int | None = None,
 ) -> Report:
-    """Compare a backend with PyTorch on the bundle's reference clip, or on another.
+    """Compare a backend with PyTorch on the bundle's reference clip, or on another clip.
 
     Args:
-        yardstick: PyTorch running the same bundle; without it, its recorded answer is what counts.
-        clip: float32 [T, C, H, W] in [0, 1], T at least the bundle's context; needs a yardstick.
-        steps: go on for so many, to see how the difference grows; needs a yardstick.
+        yardstick: the backend `torch`, opened with the same bundle; None compares with PyTorch's recorded outputs.
+        clip: clip to compare on, float32 [T, C, H, W] in [0, 1], T at least the bundle's context; needs `yardstick`.
+            None uses the reference clip.
+        steps: number of steps to run, to see how the difference grows after the bundle's rollout; needs `yardstick`.
+            None runs the steps of the bundle's rollout.
 
     Raises:
-        BundleError: a graph whose inputs or outputs are not those of its config, or a reference that tells nothing.
-        ShapeError: a clip that is too short, or given without a yardstick.
-        ConfigError: a clip without contrast or motion; fewer steps than the bundle's rollout has, or more of them
-            without a yardstick.
+        BundleError: the inputs or outputs of a graph do not match the config and the states, or the reference clip has
+            too little contrast or motion to detect errors.
+        ShapeError: the clip is too short, or was given without `yardstick`.
+        ConfigError: the clip has too little contrast or motion; or `steps` is fewer than the bundle's rollout has, or
+            more without `yardstick`.
     """
     check_contract(bundle)
     reference = bundle.reference()
@@ -144,30 +166,33 @@ def verify(
         clip = reference["frames"]
     elif yardstick is None:
         raise ShapeError(
-            "clip: another clip than the reference needs PyTorch to compare with; give a yardstick (--against torch)"
+            "clip: for another clip than the reference, PyTorch must run too; pass yardstick= (--against torch)"
         )
     if len(clip) < bundle.context_length:
-        raise ShapeError(f"clip: has {len(clip)} frames, the bundle's context is {bundle.context_length}")
+        raise ShapeError(
+            f"clip: has {len(clip)} frames, expected at least the bundle's context of {bundle.context_length}; "
+            "give a longer clip"
+        )
     _check_telling(bundle, clip, given=clip is not reference["frames"])
     judged = bundle.context_length + bundle.horizon - 1
     steps = judged if steps is None else steps
     if steps < judged or (steps > judged and yardstick is None):
         raise ConfigError(
-            f"steps: got {steps}, the bundle's rollout has {judged}; give as many, or more with a yardstick "
+            f"steps: got {steps}, the bundle's rollout has {judged}; give {judged}, or more together with yardstick= "
             "(--against torch)"
         )
     allowed = recorded_budget(bundle)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
     if allowed.difference is None and len(truth) < bundle.horizon:
         raise ShapeError(
-            f"clip: has {len(clip)} frames; {bundle.precision} is judged by what it loses against the truth, which "
-            f"takes {bundle.context_length + bundle.horizon}"
+            f"clip: has {len(clip)} frames, expected at least {bundle.context_length + bundle.horizon}, because "
+            f"{bundle.precision} is compared with the true frames after the context; give a longer clip"
         )
     context = np.repeat(clip[None, : bundle.context_length], bundle.batch, axis=0)
 
     expected, found = [], []  # predictions, each [B, C, H, W]
     states: list[dict[str, float]] = []
-    kept: dict[int, Any] = {}  # the states after the context and after the last step that is judged
+    kept: dict[int, Any] = {}  # by number of steps: the state after the context, and that after the last counted step
     if yardstick is None:
         expected = list(np.repeat(reference["predictions"][:, None], bundle.batch, axis=1))
         for prediction, state in rollout(backend, context, steps):
@@ -213,7 +238,12 @@ def verify(
 
 
 def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) -> None:
-    """Raise if every backend would give much the same on a clip."""
+    """Check that a clip has enough contrast and motion to detect a wrong backend.
+
+    Raises:
+        ConfigError: the caller's clip does not have them.
+        BundleError: the reference clip does not have them.
+    """
     if lacking := why_unfit_to_verify(clip[: bundle.context_length + bundle.horizon], bundle.context_length):
         if given:
             raise ConfigError(f"clip: {lacking} to tell right predictions from wrong ones; give another clip")
@@ -230,48 +260,50 @@ def _why_unproved(
     budget: float,
     rounding: float,
 ) -> str | None:
-    """Return why agreement with these predictions proves nothing, and what to do; None if it proves something."""
+    """Return why a wrong backend could agree with these predictions too, and a remedy; None if it could not."""
     if yardstick is not None and backend.name == yardstick.name:
         return f"{backend.name} was compared with itself; give another --backend, or --against reference"
     if not math.isinf(budget) and ROUNDING * rounding > MOST_ROUNDING:
         return (
-            f"rounding alone moves the predictions of PyTorch by {rounding:.1e}, where the range of a picture is "
-            f"{PICTURE_RANGE:g}, so they are no yardstick; export another model, or one trained with a "
+            f"rounding errors alone change the predictions of PyTorch by {rounding:.1e}, and the range of a picture is "
+            f"{PICTURE_RANGE:g}, so the comparison means nothing; export another model, or one trained with a "
             "smaller --learning-rate"
         )
     span = float(np.ptp(np.stack(predictions), axis=0).max())
     if len(predictions) > 1 and span <= min(budget, MIN_STEP):
         return (
-            f"the predictions differ by {span:.1e} at most, so a backend that ignores the frames would agree as well; "
-            "export a trained model"
+            f"the predictions of different steps differ by {span:.1e} at most, so a backend that ignores the frames "
+            "would pass too; export a trained model"
         )
     return None
 
 
 def _most(losses: Iterable[float | None]) -> float | None:
+    """Return the largest loss, or None if one of the losses is None."""
     found = list(losses)
     return None if None in found else max(loss for loss in found if loss is not None)
 
 
 def recorded_budget(bundle: Bundle) -> Budget:
-    """Return the loss that a bundle was exported to keep within.
+    """Return the budget that was set at the export of a bundle.
 
     Raises:
-        BundleError: a budget of measures that this version does not know.
+        BundleError: the budget has a measure that this version does not know, or an invalid limit.
     """
     try:
         return Budget(**bundle.manifest.precision.budget)
     except TypeError as error:
         raise BundleError(
-            f"{bundle.path}: its budget is not one of this version ({error}); update e3d_deploy, or export again"
+            f"{bundle.path}: has a budget that this version cannot read ({error}); update e3d_deploy, or export again"
         ) from error
 
 
 def allowed_differences(bundle: Bundle) -> tuple[float, float]:
-    """The differences that a bundle allows, of predictions and of states, infinite where they are not judged;
-    `ROUNDING` says why it may be more than its budget.
+    """Return the allowed differences of predictions and of final states; infinite if there is no limit.
 
-    A budget is of predictions, as export measures them. States are judged in fp32 alone: by what it stands for.
+    The budget limits the difference of predictions, unless it limits SSIM and PSNR instead. States have a limit only in
+    bundles of the policy `fp32`. Both limits are raised for a network whose own rounding errors are large, as
+    `policies.ROUNDING` explains.
     """
     budget, rounding = recorded_budget(bundle).difference, bundle.manifest.rounding
     if budget is None:
@@ -281,12 +313,16 @@ def allowed_differences(bundle: Bundle) -> tuple[float, float]:
 
 
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
-    """Return True if a backend agrees with what PyTorch recorded in the first steps; quick enough for every start."""
+    """Return True if a backend agrees with PyTorch's recorded predictions in the first steps of the reference clip.
+
+    Three steps are quick enough for the first start of every program.
+    """
     reference = bundle.reference()
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
     budget, _ = allowed_differences(bundle)
-    if math.isinf(budget):  # then what was measured when it was exported, on this clip among others
+    # Without a limit, derive one from the drift that the export measured, on clips that include this one.
+    if math.isinf(budget):
         budget = min(ROUNDING * _drift(bundle, backend.name), PICTURE_RANGE)
     return all(
         _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
@@ -295,24 +331,24 @@ def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
 
 
 def _drift(bundle: Bundle, backend: str) -> float:
-    """Return the difference that was measured of the graphs of a backend when a bundle was exported.
+    """Return the difference of predictions that the export measured for the graphs of a backend.
 
     Raises:
-        BundleError: none was.
+        BundleError: the manifest records no such difference.
     """
     own = bundle.manifest.entry("step", backend)
     drift = bundle.manifest.precision.drift if own is None or own.drift is None else own.drift
     found = (drift or {}).get("difference")
     if found is None:
-        raise BundleError(f"{bundle.path}: no drift was measured of {bundle.precision}; export the model again")
+        raise BundleError(f"{bundle.path}: has no measured drift for {bundle.precision}; export the model again")
     return found
 
 
 def check_contract(bundle: Bundle) -> None:
-    """Compare the tensors that the manifest lists for the step with the frame of its config and its states.
+    """Check that the inputs and outputs of the step graph are the frame of the config and the states of the manifest.
 
     Raises:
-        BundleError: a tensor that is missing, or of another shape or type.
+        BundleError: a tensor is missing or unexpected, or has another shape or type.
     """
     frame, entry = contract.frame(bundle.config, bundle.batch), bundle.entry("step")
     for direction, listed, first, prefix in (
@@ -326,14 +362,16 @@ def check_contract(bundle: Bundle) -> None:
         if found != expected:
             name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise BundleError(
-                f"{bundle.path}: step {direction}: {name} is {found.get(name)}, its config and states stand for "
-                f"{expected.get(name)}; export the model again"
+                f"{bundle.path}: step {direction}: {name} is {found.get(name)}, expected {expected.get(name)} "
+                "from the config and the states; export the model again"
             )
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
     if expected.shape != found.shape:
-        raise BundleError(f"got {list(found.shape)} where PyTorch gives {list(expected.shape)}; export the model again")
+        raise BundleError(
+            f"output: got {list(found.shape)}, expected {list(expected.shape)} as from PyTorch; export the model again"
+        )
     return float(np.abs(expected.astype(np.float64) - found).max())
 
 
@@ -342,6 +380,7 @@ def _differences(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArr
 
 
 def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
+    """Return the largest difference for each kind of state, the part of a name before the dot."""
     kinds: dict[str, float] = {}
     for name, value in differences.items():
         kind = name.split(".")[0]
@@ -352,15 +391,20 @@ def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
 def quality_lost(
     expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.float32]
 ) -> dict[str, float | None]:
-    """Return the SSIM and PSNR (dB) lost against the truth, mean over frames [T, C, H, W] clipped to [0, 1].
+    """Return the loss of SSIM and PSNR (dB) against the truth, mean over the frames of a forecast.
 
-    A loss is expected minus found. PSNR is infinite for a perfect frame: nothing is lost where both are, and minus
-    infinity where only the found is.
+    The loss of a frame is the measure of `expected` minus that of `found`, both [T, C, H, W] and clipped to [0, 1]. The
+    PSNR of a perfect frame is infinite: the loss is 0 if both frames are perfect, and minus infinity if only the frame
+    of `found` is.
+
+    Returns:
+        By measure, the loss, or None if the mean is not a number; empty if there are too few true frames, or if a side
+        of the frame is shorter than 7 pixels.
     """
     if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
         return {}
     losses = {}
-    with np.errstate(invalid="ignore"):  # of both infinities there is no mean
+    with np.errstate(invalid="ignore"):  # The mean of plus and minus infinity is NaN.
         for name in ("ssim", "psnr"):
             theirs, mine = (metrics.MEASURES[name](one.clip(0, 1), truth) for one in (expected, found))
             lost = np.subtract(theirs, mine, out=np.zeros_like(theirs), where=theirs != mine)

@@ -218,11 +218,11 @@ def test_what_drifts_is_not_taken_and_that_is_said(
 ) -> None:
     off(monkeypatch, OnnxRuntimeBackend)
     assert choose(bundle)[0].name == "openvino"
-    assert "backend onnxruntime: does not give what PyTorch recorded" in caplog.text
+    assert "backend onnxruntime: does not agree with the reference" in caplog.text
     off(monkeypatch, openvino_backend, by=np.nan)
     assert choose(bundle, again=True)[0].name == "torch"
     there(monkeypatch, "onnxruntime", "openvino")
-    with pytest.raises(BackendUnavailable, match=r"auto: nothing that is installed runs .*onnxruntime: does not give"):
+    with pytest.raises(BackendUnavailable, match=r"auto: no installed backend runs .*onnxruntime: does not agree"):
         choose(bundle, again=True)
     there(monkeypatch)
     with pytest.raises(BackendUnavailable, match=r"auto: no backend is installed; pip install 'e3d_deploy\[cpu\]'"):
@@ -246,7 +246,7 @@ def test_verify_without_a_name_takes_the_first_that_opens(bundle: Bundle, monkey
     off(monkeypatch, OnnxRuntimeBackend)
     assert open_first(bundle).name == "onnxruntime"
     there(monkeypatch, "tensorrt")
-    with pytest.raises(BackendUnavailable, match=r"auto: nothing that is installed runs .*tensorrt"):
+    with pytest.raises(BackendUnavailable, match=r"auto: no installed backend runs .*tensorrt"):
         open_first(bundle)
 
 
@@ -260,7 +260,7 @@ def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(
     with caplog.at_level(logging.INFO, "e3d_deploy"):
         backend, kept = choose(bundle, threads=1)
     assert (backend.name, kept) == ("openvino", first)
-    assert "chosen before" in caplog.text
+    assert "(stored choice)" in caplog.text
     assert choose(bundle, threads=2)[0].name == "onnxruntime"
     monkeypatch.setattr("e3d_deploy.runtime.choose.machine", lambda: {"cpu": "another"})
     assert choose(bundle, threads=1)[0].name == "onnxruntime"
@@ -304,7 +304,9 @@ def test_a_kept_choice_that_is_gone_or_broken_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(openvino_backend, "__init__", gone)
         assert choose(bundle)[0].name == "onnxruntime"
-        assert "openvino, chosen before, does not open any more: openvino: is broken" in caplog.text
+        assert (
+            "openvino: is the stored choice, but cannot be opened; choosing again (openvino: is broken" in caplog.text
+        )
     [file] = tmp_path.rglob("choices/*.json")
     for damaged in ("{", '{"backend": "onnxruntime", "tried": []}'):
         file.write_text(damaged)
@@ -326,7 +328,7 @@ def test_where_there_is_no_home_nothing_is_kept_and_that_is_said_once(
     _say_not_kept.cache_clear()
     for _ in range(2):
         assert choose(bundle)[0].name == "onnxruntime"
-    assert caplog.text.count("the choice of a backend is not kept") == 1
+    assert caplog.text.count("the choice of a backend cannot be stored") == 1
 
 
 @pytest.mark.usefixtures("openvino_backend")

@@ -70,7 +70,9 @@ def test_a_budget_is_a_number_from_0_on(number: float) -> None:
         Budget(dpsnr=number)
 
 
-@pytest.mark.parametrize(("rounding", "says"), [(0.02, "PASS"), (0.1, "WARN no verdict: rounding alone moves the")])
+@pytest.mark.parametrize(
+    ("rounding", "says"), [(0.02, "PASS"), (0.1, "WARN no verdict: rounding errors alone change the")]
+)
 def test_a_network_that_rounding_drowns_gets_no_verdict(
     rounding: float, says: str, bundle_path: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +105,7 @@ def test_predictions_that_are_all_the_same_get_no_verdict_unless_one_is_off(
     last = result.stderr.splitlines()[-1]
     assert json.loads(result.stdout)["passed"] is (False if is_off else None)
     assert last.startswith(
-        "FAIL" if is_off else "WARN no verdict: the predictions differ by 0.0e+00 at most, so a backend"
+        "FAIL" if is_off else "WARN no verdict: the predictions of different steps differ by 0.0e+00 at most"
     )
     assert (copied / "verify.json").exists() == is_off
 

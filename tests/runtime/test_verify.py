@@ -126,15 +126,15 @@ def test_another_clip_needs_pytorch_and_enough_frames(bundle: Bundle) -> None:
     backend = open_backend(bundle, "onnxruntime", threads=1)
     clip = np.random.default_rng(1).random((9, 1, 16, 24), np.float32)
     assert verify(bundle, backend, open_backend(bundle, "torch"), clip).passed
-    with pytest.raises(ShapeError, match="needs PyTorch to compare with"):
+    with pytest.raises(ShapeError, match="PyTorch must run too"):
         verify(bundle, backend, None, clip)
-    with pytest.raises(ShapeError, match="has 2 frames, the bundle's context is 4"):
+    with pytest.raises(ShapeError, match="has 2 frames, expected at least the bundle's context of 4"):
         verify(bundle, backend, open_backend(bundle, "torch"), clip[:2])
 
 
 def test_names_and_shapes_come_before_values(bundle: Bundle) -> None:
     odd = with_graph(bundle, "step", inputs=with_shape(bundle, 1, 99))
-    with pytest.raises(BundleError, match=r"step inputs: cell\.0 is .*99.*its config and states stand for"):
+    with pytest.raises(BundleError, match=r"step inputs: cell\.0 is .*99.*from the config and the states"):
         check_contract(odd)
 
 
@@ -144,8 +144,8 @@ def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pyte
     rewrite(bundle.path, files=files)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
     assert not (bundle.path / "verify.json").exists()
-    assert "the report is not recorded beside the manifest" in caplog.text
-    assert "was exported anew meanwhile" in caplog.text
+    assert "verify: the report is not stored in the bundle" in caplog.text
+    assert "was exported again while this command ran" in caplog.text
 
 
 def test_a_report_and_a_new_bundle_wait_for_each_other(bundle: Bundle) -> None:
@@ -174,7 +174,7 @@ def test_a_report_on_a_place_that_cannot_be_written_is_no_error(
 
     monkeypatch.setattr("e3d_deploy.bundle.folder.replace_file", read_only)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
-    assert "not recorded beside the manifest (Read-only file system" in caplog.text
+    assert "not stored in the bundle (Read-only file system" in caplog.text
 
 
 def _states(bundle: Bundle) -> list[TensorEntry]:
