@@ -1,4 +1,4 @@
-"""Files of a bundle are read once, also while another bundle takes its place."""
+"""Tests that the files of a bundle are read once, also while another bundle replaces it."""
 
 import os
 import shutil
@@ -23,7 +23,11 @@ from tests.runtime.backends.test_contract_files import another, overwrite
 
 
 def before_reading(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], *, times: int = 1) -> list[int]:
-    """Do something between the manifest and the files that it names; return a list that grows with each reading."""
+    """Run `action` after the manifest is read and before the other files are; return a list that grows by each reading.
+
+    Args:
+        times: number of readings for which the action runs.
+    """
     read, calls = Folder.read, list[int]()
 
     def after(self: Folder, names: Iterable[str]) -> Iterator[tuple[str, Content]]:
@@ -37,7 +41,7 @@ def before_reading(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]
 
 
 def consistent(bundle: Bundle, path: Path) -> bool:
-    """Return True if a bundle and what it holds are those of a folder."""
+    """Return True if an opened bundle equals the bundle in a folder, including the content of all files."""
     whole = Bundle.open(path)
     same = all(bundle.held[name].tobytes() == whole.held[name].tobytes() for name in whole.held)
     return bundle.identity == whole.identity and bundle.manifest == whole.manifest and same
@@ -47,7 +51,7 @@ def consistent(bundle: Bundle, path: Path) -> bool:
 def test_a_bundle_that_is_replaced_while_it_is_read_is_one_of_the_two(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders_can_be_held: bool
 ) -> None:
-    """Publish as `e3d export --overwrite` does: the folders change places, and the old one is removed."""
+    """Replace the bundle like `e3d export --overwrite`: exchange the two folders, and remove the old one."""
     if not folders_can_be_held:
         monkeypatch.setattr(os, "supports_dir_fd", set())
     new = another(bundle_path, tmp_path / "new.e3d")
@@ -101,7 +105,13 @@ def test_one_that_is_published_without_end_is_refused_in_the_end(
 
 
 def published_in_steps(bundle_path: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Begin to publish as on a system that cannot exchange folders, and end in the first pause; return all pauses."""
+    """Replace the bundle by renames, as on a system that cannot exchange folders.
+
+    The old folder is moved away at once, and the new one takes its place in the first pause between two attempts.
+
+    Returns:
+        A list that collects all pauses (s).
+    """
     retired, pauses = bundle_path.with_name(f".{bundle_path.name}.abc.old"), list[float]()
     bundle_path.replace(retired)
 

@@ -1,4 +1,4 @@
-"""Bundles whose files are links into a store, as model hubs and DVC keep them."""
+"""Bundles whose files are links into a store, like those of model hubs and DVC."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.tools import contents
 
 @pytest.fixture
 def linked(bundle_path: Path) -> Path:
-    """A bundle of links to files that are named by their hashes, as in the cache of Hugging Face."""
+    """Return a bundle of links to files that are named by their hashes, like those in the cache of Hugging Face."""
     store, snapshot = bundle_path.parent / "blobs", bundle_path.parent / "snapshots" / "one"
     store.mkdir()
     snapshot.mkdir(parents=True)

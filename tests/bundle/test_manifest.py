@@ -1,4 +1,4 @@
-"""Manifest: one schema for reader, writer and docs; bad input; graphs per backend; states by their description."""
+"""Manifest: the schema that reader, writer and docs share, invalid manifests, graphs per backend, and states."""
 
 import ast
 import inspect
@@ -33,9 +33,9 @@ from tests.manifests import changed, rewrite, sidecar
 
 DOCS = Path(__file__).parents[2] / "docs" / "bundle.md"
 ROUNDING = 1e-5
-"""Largest difference of forecasts by other graphs of the same model; measured 6e-7 (AVX2)."""
+"""Largest difference between forecasts of two graphs of the same model; measured 6e-7 (AVX2)."""
 UNKNOWN = {"later": {"deep": [1, None]}}
-"""Field that no version of today knows."""
+"""Field that the current version does not know."""
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change the JSON of a manifest."""
+    """Change the JSON of a bundle's manifest, and return the bundle's path."""
     found = content(path)
     change(found)
     (path / "manifest.json").write_text(json.dumps(found))
@@ -53,7 +53,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 @pytest.fixture
 def old_path(tmp_path: Path) -> Path:
-    """A copy of a bundle of schema 1, as faccf7a wrote it."""
+    """Return a copy of a bundle of schema 1, which commit faccf7a wrote."""
     return Path(shutil.copytree(OLD / "tiny.e3d", tmp_path / "old.e3d"))
 
 
@@ -285,7 +285,7 @@ def test_a_graph_of_another_backend_changes_nothing(shared_path: Path) -> None:
         stream = Predictor.of_bundle(mixed, backend).stream(renewal="replay")
         for _ in range(mixed.context_length):
             stream.push(picture)
-        found = stream.forecast(mixed.horizon)  # by steps, as the clip graph is for another backend
+        found = stream.forecast(mixed.horizon)  # made by steps, because the clip graph is for another backend
     with runtime.load(shared_path, "onnxruntime") as predictor:
         stream = predictor.stream(renewal="replay")
         for _ in range(mixed.context_length):
@@ -313,7 +313,7 @@ def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch
 
 
 def renamed(path: Path, to: Path) -> Path:
-    """Copy a bundle, and give its states other names in graphs and manifest."""
+    """Copy a bundle, and rename its states in the graphs and the manifest."""
 
     def new(name: str) -> str:
         prefix = "next_" if name.startswith("next_") else ""
@@ -345,7 +345,7 @@ def renamed(path: Path, to: Path) -> Path:
 
 @pytest.mark.parametrize("renewal", ["none", "refresh:2"])
 def test_the_runtime_knows_states_by_their_description_alone(any_batch: Path, tmp_path: Path, renewal: str) -> None:
-    """A stream over more frames than the ring has slots, its snapshot, and streams stepped together."""
+    """Covers a stream with more frames than the ring has slots, its snapshot, and streams stepped together."""
     other = renamed(any_batch, tmp_path / "renamed.e3d")
     pictures = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 1), np.uint8)
     found = {}
@@ -371,7 +371,7 @@ def test_the_runtime_knows_states_by_their_description_alone(any_batch: Path, tm
 
 
 def tables() -> str:
-    """Return the tables of docs/bundle.md, made from the fields and the lines below them."""
+    """Return the tables of docs/bundle.md, generated from the fields and their docstrings."""
     lines = []
     for module in (manifest_module, sidecar_module):
         for node in ast.parse(inspect.getsource(module)).body:
@@ -404,7 +404,7 @@ def tables() -> str:
 
 
 def test_the_docs_list_the_fields_as_the_reader_has_them() -> None:
-    """`python -m tests.bundle.test_manifest` writes them."""
+    """If this fails, `python -m tests.bundle.test_manifest` writes the tables again."""
     assert tables() in DOCS.read_text()
 
 

@@ -1,4 +1,4 @@
-"""A bundle and snapshots that commit faccf7a wrote still open, and give what they gave there."""
+"""Tests that a bundle and snapshots from commit faccf7a still open and give the outputs recorded at that commit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +15,24 @@ from tests.runtime.test_snapshot import ACROSS_BACKENDS
 
 OLD = Path(__file__).parents[1] / "golden" / "faccf7a"
 SNAPSHOTS = {"half_filled": 1, "wrapped": 5}
-"""Frames that were pushed before each snapshot."""
+"""Number of frames that were pushed before each snapshot."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")
 def recorded() -> Arrays:
-    """Return `frames` [T, H, W, C], and after each `predictions` [T, C, H, W] and `forecasts` [T, horizon, C, H, W]."""
+    """Return `frames` [T, H, W, C], and the recorded outputs after each frame.
+
+    The outputs are `predictions` [T, C, H, W] and `forecasts` [T, horizon, C, H, W].
+    """
     with np.load(OLD / "recorded.npz") as archive:
         return {name: archive[name] for name in archive.files}
 
 
 @pytest.fixture(params=["auto", "onnxruntime", "openvino", "torch", "torch-compiled"])
 def old(request: pytest.FixtureRequest) -> Iterator[Predictor]:
-    """The old bundle on each backend that needs no GPU; `torch-compiled` without the C++ compiler."""
+    """Load the old bundle on each backend that needs no GPU; `torch-compiled` runs without a C++ compiler."""
     backend: Any = request.param
     if backend == "openvino":
         pytest.importorskip("openvino")
@@ -53,7 +56,7 @@ def test_a_snapshot_goes_on_as_it_did(old: Predictor, recorded: Arrays, name: st
 
 
 def expect(stream: runtime.Stream, recorded: Arrays, *, first: int) -> None:
-    """Push the recorded frames from `first` on, and compare each answer with the recorded one."""
+    """Push the recorded frames from number `first` on, and compare all outputs with the recorded ones."""
     for number in range(first, len(recorded["frames"])):
         stream.push(recorded["frames"][number])
         prediction, forecast = stream.prediction, stream.forecast(3)

@@ -1,4 +1,4 @@
-"""Archives of bundles: the same bytes every time, whole or not there, and nothing but what was packed comes out."""
+"""Archives of bundles: always the same bytes, complete or absent, and unpacked to exactly the packed files."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def packed(bundle_path: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_engine(bundle_path: Path) -> Bundle:
-    """A bundle with a plan, as `e3d build` leaves it."""
+    """Return a bundle with a plan, in the form that `e3d build` writes."""
     bundle = Bundle.open(bundle_path)
     (bundle_path / "engines").mkdir()
     files = {}
@@ -62,7 +62,7 @@ def entries_of(path: Path) -> Entries:
 
 
 def write(path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> None:
-    """An archive of any entries; zipfile warns of names that come twice."""
+    """Write an archive of the given entries; zipfile warns if a name occurs twice."""
     path.unlink(missing_ok=True)
     with zipfile.ZipFile(path, "w") as opened:
         for info, content in entries:
@@ -74,7 +74,7 @@ def plain(entries: Entries) -> list[tuple[zipfile.ZipInfo, bytes]]:
 
 
 def refused(path: Path, match: str, *, code: int = 5, **options: Any) -> None:
-    """Unpacking ends with this exit code and leaves nothing."""
+    """Check that unpacking raises an error with this exit code and leaves no files behind."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(BundleError, match=match) as caught:
         unpack(path, path.parent / "out.e3d", **options)
@@ -188,7 +188,7 @@ def test_trusted_engines_are_hashed(with_engine: Bundle, tmp_path: Path) -> None
 def test_a_workspace_that_another_process_removes_at_once_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it is locked, it looks like what a killed run left."""
+    """A workspace that is not locked yet looks like a leftover of a killed run."""
     make, removed = tempfile.mkdtemp, []
 
     def make_and_lose(**options: Any) -> str:
@@ -229,7 +229,7 @@ def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, m
 
 
 def test_an_engine_that_changes_while_it_is_packed_is_not_packed(with_engine: Bundle, tmp_path: Path) -> None:
-    """Its other files are packed as they were opened."""
+    """Only engines are read from disk; the other files are packed from memory."""
     (with_engine.path / "engines" / "step.tensorrt.plan").write_bytes(b"another")
     with pytest.raises(BundleError, match=r"step\.tensorrt\.plan: changed during packing"):
         pack(with_engine, tmp_path / "a.zip", engines=True)
@@ -281,7 +281,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_leave_the_folder_are_refused(packed: Path, name: str) -> None:
-    """Even where the manifest lists them."""
+    """Such names are refused even if the manifest lists them."""
     entries = entries_of(packed)
     manifest = json.loads(entries["manifest.json"])
     manifest["files"][name] = manifest["files"]["step.onnx"]
@@ -398,7 +398,7 @@ def test_a_compressed_bomb_is_refused(packed: Path) -> None:
 
 
 def patched(path: Path, name: str, field: slice, value: int) -> None:
-    """Change a field of the line for an entry in the list at the archive's end."""
+    """Change a field in the record of an entry, in the directory at the end of the archive."""
     raw = bytearray(path.read_bytes())
     line = raw.rindex(b"PK\x01\x02", 0, raw.rindex(name.encode()))
     raw[line + field.start : line + field.stop] = value.to_bytes(field.stop - field.start, "little")
@@ -427,14 +427,14 @@ def test_a_line_that_lies_about_its_entry_is_refused(packed: Path, field: slice,
 
 
 def test_sizes_that_both_lie_are_refused(packed: Path) -> None:
-    """So that what would be written is no more than the archive has."""
+    """The unpacked files can therefore not be larger than the archive."""
     for field in (SIZE, PACKED_SIZE):
-        patched(packed, "step.tensorrt.onnx", field, 1_900_000_000)  # the last one
+        patched(packed, "step.tensorrt.onnx", field, 1_900_000_000)  # the last entry
     refused(packed, r"its entries end at byte [12],[\d,]+, expected")
 
 
 def test_entries_that_share_bytes_are_refused(packed: Path) -> None:
-    """Many entries on the bytes of one: a bomb without compression."""
+    """Many entries could share the bytes of one: a zip bomb that needs no compression."""
     with zipfile.ZipFile(packed) as opened:
         place = opened.getinfo("clip.onnx").header_offset
     patched(packed, "step.onnx", OFFSET, place)
@@ -476,7 +476,7 @@ def test_bytes_around_the_entries_are_refused(packed: Path) -> None:
         packed.write_bytes(changed)
         refused(packed, "has bytes that belong to no entry|truncated, or has data after its end|is not a zip archive")
     entries = entries_of(packed) if zipfile.is_zipfile(packed) else {}
-    assert entries  # zipfile itself reads the last of them
+    assert entries  # zipfile itself accepts the last of these archives
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:
 
 
 def test_no_damage_does_more_than_refuse(packed: Path, tmp_path: Path) -> None:
-    """Bytes changed at random, most of them in the headers: a refusal, or the very bundle."""
+    """Bytes are changed at random, most of them in headers; the archive is refused or gives exactly the bundle."""
     raw, rng = packed.read_bytes(), random.Random(0)
     expected = entries_of(packed)
     with zipfile.ZipFile(packed) as opened:
@@ -537,7 +537,7 @@ def test_an_error_while_unpacking_leaves_nothing(packed: Path, tmp_path: Path, m
 
 
 def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> None:
-    """A folder that is being written looks like a leftover, except for its lock."""
+    """Only its lock distinguishes a folder that is being written from a leftover of a killed run."""
 
     def meanwhile(_: str) -> None:
         if not (tmp_path / "out.e3d").exists():
@@ -560,7 +560,7 @@ def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> N
 def test_a_bundle_that_is_replaced_is_whole_before_and_after(
     packed: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """Three renames are used if the system cannot exchange two folders."""
+    """Without `at_once`, the system cannot exchange two folders, and three renames are used instead."""
     if not at_once:
         monkeypatch.setattr(files, "_exchange", lambda *_: False)
     else:
@@ -574,7 +574,11 @@ def test_a_bundle_that_is_replaced_is_whole_before_and_after(
 
 
 def kill_at_random(command: list[str], seconds: float) -> bool:
-    """Start a command, kill it some time after it says that it begins; whether it had not ended by then."""
+    """Start a command, and kill it `seconds` after its first line of output.
+
+    Returns:
+        True if the command was still running.
+    """
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -584,7 +588,7 @@ def kill_at_random(command: list[str], seconds: float) -> bool:
 
 
 def large(bundle_path: Path) -> Bundle:
-    """The tiny bundle with files large enough to be killed in."""
+    """Return the tiny bundle with additional files, so large that a command can be killed while it writes them."""
     bundle = Bundle.open(bundle_path)
     files = dict(bundle.manifest.files)
     for number in range(4):
@@ -639,7 +643,7 @@ print("begun", flush=True)
         assert process.wait() == 0
     whole = time.monotonic() - started
     rng = random.Random(1)
-    killed = leftovers = 0  # that left something
+    killed = leftovers = 0  # numbers of runs that were killed, and after which a leftover existed
     for _ in range(20):
         killed += run(rng.uniform(0, 0.9 * whole))
         leftovers += any(".partial" in path.name for path in folder.iterdir())
@@ -654,7 +658,7 @@ print("begun", flush=True)
 
 
 def test_sizes_that_archives_are_made_for() -> None:
-    """A file of that size must not make zipfile turn to zip64, which it does a twentieth early."""
+    """No file within the limit makes zipfile write zip64 headers, which it does from 1/1.05 of the zip limit on."""
     assert archive.MOST_BYTES * 1.05 < zipfile.ZIP64_LIMIT
 
 

@@ -1,4 +1,4 @@
-"""Reports of `verify`, which lie beside the manifest and leave the bundle as it is."""
+"""Reports of `verify`, which are stored next to the manifest and do not change the bundle."""
 
 import json
 from pathlib import Path

@@ -48,7 +48,7 @@ def openvino_backend() -> Any:
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The backends a, b and torch, ONNX Runtime all of them; their names as they are closed."""
+    """Make a, b and torch the candidates, all of them ONNX Runtime; return a list of the names of closed backends."""
     closed: list[str] = []
 
     def opened(bundle: Bundle, name: str, *, threads: int | None) -> OnnxRuntimeBackend:
@@ -73,7 +73,7 @@ def there(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let these take a second a step."""
+    """Make these backends take a second per step."""
     monkeypatch.setattr(
         "e3d_deploy.runtime.choose._times", lambda _, backends: {one: 1e3 if one in names else 1.0 for one in backends}
     )
@@ -120,7 +120,7 @@ def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pyte
         return SimpleNamespace(sizes=(1,), pads=False, **backend)
 
     monkeypatch.setattr("e3d_deploy.runtime.choose.block", partial(block, clock=lambda: now[0]))
-    monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a frame each turn
+    monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # one frame per turn
     bundle = changed(bundle, card=AGELESS.to_dict())
     assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})
     assert stepped == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
@@ -147,7 +147,7 @@ def test_all_but_the_one_that_is_taken_are_closed(
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, error: BaseException) -> None:
-    """Let these agree, but raise when they are timed."""
+    """Make all backends agree with the reference, and these raise an error when they are timed."""
     step = OnnxRuntimeBackend.step
     monkeypatch.setattr("e3d_deploy.runtime.choose.agrees", lambda *_: True)
 
@@ -201,7 +201,7 @@ def test_a_library_that_is_half_there_is_refused_alone(
 
     def missing(*arguments: Any, **options: Any) -> None:
         tries.append(1)
-        if len(tries) < 3:  # as it was kept, and when all are tried
+        if len(tries) < 3:  # first as the stored choice, and then as a candidate
             raise OSError("libnvinfer.so.10: cannot open shared object file")
         init(*arguments, **options)
 
@@ -241,7 +241,7 @@ def test_what_opens_but_does_not_run_is_not_taken(bundle: Bundle, monkeypatch: p
 
 
 def test_verify_without_a_name_takes_the_first_that_opens(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the first that is installed: a GPU may be there and the bundle have no engine."""
+    """The first installed backend may not open: there may be a GPU, but no engine in the bundle."""
     there(monkeypatch, "tensorrt", "onnxruntime")
     off(monkeypatch, OnnxRuntimeBackend)
     assert open_first(bundle).name == "onnxruntime"

@@ -11,11 +11,11 @@ from e3d_deploy.runtime.faults import clear
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named like PyTorch's and Keras' own."""
+    """Error with the same name as those of PyTorch and Keras."""
 
 
 class ChildError(ResourceLimit):
-    """A resource limit that says more."""
+    """Subclass of ResourceLimit, which `clear` must return unchanged."""
 
 
 def raised_from(error: Exception, cause: BaseException) -> Exception:

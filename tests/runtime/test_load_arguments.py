@@ -1,4 +1,4 @@
-"""Arguments of `load`, of the registry of backends and of paths: refused before any work."""
+"""Tests that invalid arguments of `load`, of the registry of backends and of paths are refused before any work."""
 
 from dataclasses import replace
 from pathlib import Path

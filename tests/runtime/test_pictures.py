@@ -13,7 +13,7 @@ from e3d_deploy.runtime import pictures
 from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
 
 SHAPE = (2, 4, 8, 1)
-"""Two pictures."""
+"""Shape of a forecast of two pictures."""
 
 
 @pytest.mark.parametrize("horizon", [0, -1, True, "3", 1.0, np.nan, np.inf, None, -(10**400), np.array([1, 2])])
@@ -45,7 +45,7 @@ def test_more_than_there_is_memory_or_addresses_is_said_in_bytes(horizon: int, n
 
 
 def broadcast() -> NDArray[Any]:
-    """Return an array that NumPy writes to, though all its pictures are one."""
+    """Return a writable array whose pictures all share the same memory."""
     return as_strided(np.empty(SHAPE[1:], np.uint8), SHAPE, (0, 8, 1, 1))
 
 

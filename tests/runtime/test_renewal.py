@@ -1,4 +1,4 @@
-"""Renewal of states: ages, forecasts equal to those of new streams, all states or none, memory, snapshots."""
+"""Renewal of states: ages, forecasts equal to those of new streams, faults, memory, and snapshots."""
 
 import json
 import math
@@ -25,11 +25,11 @@ from tests.fake_backend import CONFIG, FakeBackend, asked, picture, pushed, toge
 
 RENEWALS = [("refresh", C, M) for C in (1, 2, 3, 5, 10, 20) for M in range(2, max(2, C) + 1)]
 SAME = 2e-6
-"""Largest difference between forecasts of one stream and of rows stepped together; 3e-7 was seen."""
+"""Largest difference between forecasts of a single stream and of rows stepped together; measured 3e-7."""
 
 
 def fake(backend: FakeBackend, context_length: int = 3) -> Predictor:
-    """A predictor whose context of training is known and whose decay is not."""
+    """Return a predictor whose card records the context of training but no decay."""
     card = Card(window=Window(context_length=context_length, horizon=4))
     return Predictor(CONFIG, backend, identity="fake", card=card)
 
@@ -39,7 +39,7 @@ def values(count: int) -> list[int]:
 
 
 def new_stream(seen: list[int], horizon: int = 3) -> NDArray[np.float32]:
-    """Forecast of a stream with a state of its own that saw these pictures."""
+    """Return the forecast of a new stream, of one state, after these pictures."""
     stream = fake(FakeBackend()).stream(renewal="none")
     for value in seen:
         stream.push(picture(value))
@@ -277,7 +277,7 @@ def test_replay_takes_the_clip_graph_where_the_lengths_match(
 
 
 def fed(predictor: Predictor, seen: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Forecast of a new stream with one state that saw these pictures."""
+    """Return the forecast of a new stream, of one state, after these pictures."""
     stream = predictor.stream(renewal="none")
     for picture_ in seen:
         stream.push(picture_)
@@ -316,7 +316,7 @@ def test_replayed_pictures_are_copies() -> None:
 @pytest.mark.parametrize("sizes", [(1,), (1, 2)])
 @pytest.mark.parametrize("fault", ["raises", "not finite"])
 def test_picture_is_seen_by_all_states_or_by_none(sizes: tuple[int, ...], fault: str) -> None:
-    """The younger state fails alone, after the older one was stepped where they go one after the other."""
+    """Only the step of the younger state fails; with steps of one state, the older state was stepped before."""
     backend = FakeBackend(sizes)
     stream, seen = fake(backend, 10).stream(renewal="refresh:2"), values(10)
     for value in seen:
@@ -476,7 +476,7 @@ def test_stream_from_a_snapshot_takes_its_renewal_and_naming_another_is_refused(
             streams.open(snapshot, renewal="none")
         with pytest.raises(StreamError, match="open a stream from the snapshot without `renewal`"):
             other.restore(snapshot)
-        assert streams.stats()["streams"] == 2, "the refused one is closed"
+        assert streams.stats()["streams"] == 2, "the refused stream is closed"
     assert predictor.stream(snapshot, renewal="refresh:3").renewal == "refresh:3"
     with pytest.raises(StreamError, match="snapshot: has the renewal refresh:3"):
         predictor.stream(snapshot, renewal="refresh:2")
@@ -520,7 +520,7 @@ def test_streams_that_end_leave_no_states() -> None:
             pushed(slot, *values(9)).forecast(2)
             slot.close()
         streams.open().wait()
-        assert backend.live_rows <= 2, "the state before the first frame"
+        assert backend.live_rows <= 2, "the row of the initial state, and at most one more"
 
 
 def test_benchmark_times_whole_cycles_of_a_stream(any_batch: Path) -> None:

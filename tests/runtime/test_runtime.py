@@ -1,4 +1,4 @@
-"""Bundles that are damaged, and streams against a backend that can be followed by hand."""
+"""Damaged bundles, and streams on a backend whose outputs can be computed by hand."""
 
 import json
 import pickle
@@ -53,7 +53,7 @@ except KeyboardInterrupt:
 
 
 class Halving:
-    """Predicts half of the frame, and counts the frames in its state."""
+    """Backend that predicts half of the frame, and counts frames in its state."""
 
     name, sizes, pads, device = "halving", (1,), False, None
 
@@ -216,7 +216,7 @@ def test_pushing_a_clip_gives_what_pytorch_recorded(exported: Path, backend: str
 
 
 def test_snapshot_goes_from_one_backend_to_the_other(exported: Path) -> None:
-    """Beyond a full ring, where the slots of both must be in the same order."""
+    """The ring is full and has wrapped, so the backends must agree on the order of its slots."""
     clip = np.load(exported / "clip.npy")
     ort, torch_ = (runtime.load(exported / "tiny.e3d", name, threads=1) for name in ("onnxruntime", "torch"))
     stream = ort.stream()

@@ -1,4 +1,4 @@
-"""Snapshots as files: they go on in another process, and are refused when they are not what was written."""
+"""Snapshots as files: they continue in another process, and altered files are refused."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ from e3d_deploy.runtime import Predictor, Snapshot
 from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
 
 ACROSS_BACKENDS = 1e-5
-"""Largest difference of frames when another backend goes on; measured: 6e-7 for the tiny network."""
+"""Largest difference of frames when another backend continues from a snapshot; measured 6e-7 for the tiny network."""
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(path: Path) -> None:
 
 
 def test_an_altered_file_is_refused_or_says_the_same(path: Path) -> None:
-    """A byte that says when a part was written may change, for one."""
+    """Some bytes may change without effect, for example those of the time at which an entry was written."""
     content, expected = path.read_bytes(), Snapshot.load(path)
     refused = 0
     for place in range(0, len(content), 13):
@@ -173,7 +173,7 @@ def test_a_save_that_fails_leaves_the_older_file(path: Path, monkeypatch: pytest
 
 
 def snapshot(**changes: Any) -> Snapshot:
-    """Return a snapshot made by hand, with some fields changed."""
+    """Return a small snapshot, with some fields changed."""
     values: dict[str, Any] = {
         "identity": "network",
         "states": ({"memory": np.array([0.0, np.nan, 2.0], np.float32), "written": np.array([1], np.int32)},),
@@ -212,7 +212,7 @@ def test_a_snapshot_differs_if_any_field_does(changes: dict[str, Any]) -> None:
     assert hash(one) == hash(same)
     assert one != other
     assert other not in [one, same]
-    assert other == snapshot(**changes)  # NaN in it or not
+    assert other == snapshot(**changes)  # also if an array contains NaN
 
 
 def test_a_snapshot_is_not_compared_with_other_things() -> None:
@@ -225,7 +225,7 @@ def test_a_snapshot_is_not_compared_with_other_things() -> None:
 def test_a_snapshot_does_not_share_arrays_that_their_owner_may_write() -> None:
     memory, prediction, frames = np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.zeros(4, np.uint8)
     view = frames[:2]
-    view.flags.writeable = False  # its base can still be written
+    view.flags.writeable = False  # The base of the view can still be written.
     state = {"memory": memory}
     one = snapshot(states=(state,), prediction=prediction, frames=view)
     expected = snapshot(states=({"memory": np.zeros(3, np.float32)},), prediction=prediction.copy(), frames=view.copy())
@@ -235,7 +235,7 @@ def test_a_snapshot_does_not_share_arrays_that_their_owner_may_write() -> None:
     state["memory"] = state["more"] = memory
     assert one == expected
     kept = one.states[0]["memory"]
-    assert dataclasses.replace(one, pushed=4).states[0]["memory"] is kept  # read-only, and so not copied again
+    assert dataclasses.replace(one, pushed=4).states[0]["memory"] is kept  # not copied, because it is read-only
 
 
 def test_no_array_of_a_snapshot_can_be_written(path: Path) -> None:

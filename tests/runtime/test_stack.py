@@ -1,4 +1,4 @@
-"""Stacks of threads that the runtime runs in."""
+"""Sizes of the stacks of threads that use the runtime."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ thread.join()
 
 @pytest.fixture
 def stack_size() -> Iterator[None]:
-    """Puts the size of stacks back."""
+    """Restore the size of stacks after the test."""
     before = threading.stack_size()
     yield
     threading.stack_size(before)
@@ -53,7 +53,7 @@ def test_backends_run_in_threads_with_the_least_stack(name: str, exported: Path)
 def test_a_stack_that_is_too_small_is_refused(stack_size: None) -> None:
     check_stack(starts_thread=True)
     threading.stack_size(LEAST_STACK_BYTES // 2)
-    check_stack()  # the main thread, whose stack is the system's
+    check_stack()  # passes in the main thread, whose stack the system sets
     with pytest.raises(ResourceLimit, match="64 KiB, a step needs 128 KiB"):
         check_stack(starts_thread=True)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ResourceLimit):

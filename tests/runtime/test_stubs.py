@@ -1,4 +1,4 @@
-"""Stand-ins and broken installations of libraries, which take only their own backend away."""
+"""Tests that a stub or a broken installation of a library disables only the backends of that library."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from e3d_deploy.tensorrt_library import library
 
 
 class Angry(ModuleType):
-    """A module that raises whatever is asked of it."""
+    """Module that raises an error for every attribute."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(f"do not touch {name}")
@@ -52,7 +52,7 @@ def test_a_stub_takes_only_its_own_backends_away(
     before = set(installed())
     theirs = {spec.name for spec in BACKENDS.values() if name in {one.partition(".")[0] for one in spec.modules}}
     monkeypatch.setitem(sys.modules, name, STUBS[kind])
-    if name == "cuda":  # a program whose stub is there first cannot have loaded what the backends need of it
+    if name == "cuda":  # In a program that installed the stub first, the real submodule cannot have been imported.
         monkeypatch.delitem(sys.modules, "cuda.core", raising=False)
     assert not inventory.has_library(name)
     assert set(installed()) == before - theirs

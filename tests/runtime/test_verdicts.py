@@ -1,4 +1,4 @@
-"""`verify` passes nothing that it could not have failed."""
+"""Tests that `verify` gives no verdict if the comparison could not have detected a wrong backend."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The proof itself: it passes what is right and fails what is not."""
+"""Tests that `verify` passes correct backends and fails wrong ones."""
 
 import dataclasses
 import json
@@ -25,9 +25,9 @@ from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
 from tests.manifests import changed, rewrite, with_graph, with_shape
 
 ROUNDING = 1e-5
-"""Largest difference of predictions from PyTorch's where nothing is wrong; measured 8.3e-7."""
+"""Largest difference of a correct backend's predictions from PyTorch's; measured 8.3e-7."""
 LOST = 1e-6
-"""SSIM that is lost by that; measured 5e-11."""
+"""Largest loss of SSIM by a correct backend; measured 5e-11."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def bundle(bundle_path: Path) -> Bundle:
 
 
 class Faulty(OnnxRuntimeBackend):
-    """Off by a little from one step on, in its predictions or in one state."""
+    """Backend with a small error from one step on, in its predictions or in one state."""
 
     def __init__(self, bundle: Bundle, *, from_step: int, prediction: float = 0, memory: float = 0) -> None:
         super().__init__(bundle, threads=1)
@@ -139,7 +139,7 @@ def test_names_and_shapes_come_before_values(bundle: Bundle) -> None:
 
 
 def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    """`e3d export --overwrite` ran while `e3d verify` did."""
+    """The case occurs if `e3d export --overwrite` runs during `e3d verify`."""
     files = {**bundle.manifest.files, "model.safetensors": "0" * 64}
     rewrite(bundle.path, files=files)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
@@ -149,7 +149,7 @@ def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pyte
 
 
 def test_a_report_and_a_new_bundle_wait_for_each_other(bundle: Bundle) -> None:
-    """Without that, the one would write into the other after it had looked at it."""
+    """Otherwise the report could be written into the new bundle after it was compared with the old one."""
     with locked(bundle.path):
         thread = threading.Thread(target=_replace_with_itself, args=(bundle.path,))
         thread.start()
@@ -196,7 +196,7 @@ def test_the_graph_that_alone_is_off_is_named(bundle: Bundle, graph: str, wrong:
 
 
 def test_where_it_is_furthest_off_is_a_step_or_a_state(bundle: Bundle) -> None:
-    """The fault is in one place alone, so that no rounding decides between places that are equally far off."""
+    """The fault is in only one place, so that rounding cannot decide between places with equal differences."""
     report = verify(bundle, Faulty(bundle, from_step=4, prediction=np.nan))
     assert report.furthest == "step 5"
     assert math.isnan(report.stepped)
@@ -208,7 +208,7 @@ def test_where_it_is_furthest_off_is_a_step_or_a_state(bundle: Bundle) -> None:
         def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
             prediction, following = super().step(frame, state)
             self.count += 1
-            if self.count > last:  # nothing reads this state any more
+            if self.count > last:  # No later step reads this state.
                 arrays = self.to_arrays(following)
                 following = self.from_arrays({**arrays, "memory": arrays["memory"] + np.float32(1.0)})
             return prediction, following

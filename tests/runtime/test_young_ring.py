@@ -1,4 +1,4 @@
-"""Empty slots of a ring hold zeros however a state was made, and a finite bias hides them like minus infinity."""
+"""Tests that empty slots of a ring are zero in every state, and that a finite bias hides them like minus infinity."""
 
 import shutil
 from collections.abc import Iterator
@@ -39,13 +39,13 @@ def host(request: pytest.FixtureRequest, exported: Path) -> Iterator[Backend]:
 
 @pytest.fixture
 def frames(exported: Path) -> NDArray[np.float32]:
-    """Frames [T, 1, C, H, W]."""
+    """Return the frames of the reference clip, [T, 1, C, H, W]."""
     pictures = np.load(exported / "clip.npy")
     return np.moveaxis(pictures, -1, 1)[:, None].astype(np.float32) / 255
 
 
 def with_junk(arrays: Arrays, junk: float) -> Arrays:
-    """Return a state whose empty slots hold junk."""
+    """Return a copy of a state whose empty slots are filled with `junk`."""
     result = {name: array.copy() for name, array in arrays.items()}
     for name, ring in result.items():
         if name.startswith("history."):
@@ -72,7 +72,7 @@ def test_junk_in_a_snapshot_changes_nothing(exported: Path, tmp_path: Path, junk
 
 
 def test_empty_slots_are_zeros_in_memory_that_is_used_again(host: Backend, frames: NDArray[np.float32]) -> None:
-    """States of full rings are let go first, so that later ones get their memory."""
+    """States with full rings are freed first, so that the backend reuses their memory for new states."""
     states = [host.initial_state()]
     for frame in frames:
         states.append(host.step(frame, states[-1])[1])
@@ -105,7 +105,7 @@ def test_empty_slots_are_zeros_where_rows_are_gathered(any_batch: Path, frames: 
 def test_the_finite_bias_computes_what_minus_infinity_does(
     request: pytest.FixtureRequest, tmp_path: Path, name: str, source: str
 ) -> None:
-    """Bit for bit, from the first frame on and beyond the second wrap of the ring."""
+    """Outputs are equal bit for bit, from the first frame until after the second wrap of the ring."""
     if name == "openvino":
         pytest.importorskip("openvino")
     path = request.getfixturevalue(source)
@@ -124,7 +124,7 @@ def test_the_finite_bias_computes_what_minus_infinity_does(
 
 
 def masked_with_minus_infinity(path: Path, to: Path) -> Path:
-    """Copy a bundle, with the mask that versions up to faccf7a wrote into its step graph."""
+    """Copy a bundle, and put the mask that versions up to commit faccf7a wrote into its step graph."""
     shutil.copytree(path, to)
     bundle = Bundle.open(to)
     file = bundle.graph("step")
@@ -137,7 +137,7 @@ def masked_with_minus_infinity(path: Path, to: Path) -> Path:
 
 
 def test_inspect_names_a_bundle_that_is_slow_while_its_ring_fills(exported: Path) -> None:
-    """The older bundle is one that faccf7a itself wrote."""
+    """The older bundle was written by commit faccf7a."""
     assert inspect_bundle(OLD / "tiny.e3d").slow_young_ring is True
     assert "masked with minus infinity" in e3d("inspect", OLD / "tiny.e3d").stdout
     assert inspect_bundle(exported / "tiny.e3d").slow_young_ring is False

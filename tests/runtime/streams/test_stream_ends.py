@@ -127,10 +127,10 @@ def test_what_passed_the_check_just_before_the_end_of_python_is_not_stepped(
         assert (stream.pushed, len(backend.calls)) == (1, 1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_every_call_in_a_forked_process_is_told_at_once(backend: FakeBackend, predictor: Predictor) -> None:
-    """While another thread holds the lock of the callers, and the thread of the streams is in a step."""
+    """The fork happens while one thread holds the callers' lock and the thread of the streams is inside a step."""
     with predictor.streams() as streams, streams.open() as stream:
         held, done = threading.Event(), threading.Event()
 

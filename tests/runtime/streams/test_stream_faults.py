@@ -1,4 +1,4 @@
-"""Faults in one of many streams, which must not reach the others; the backend is a fake one."""
+"""Tests that faults in one of many streams do not affect the others; the backend is a fake."""
 
 import gc
 import io
@@ -21,16 +21,16 @@ from e3d_deploy.runtime.faults import NO_MEMORY
 from tests.fake_backend import FakeBackend, alone, asked, picture, pushed, together, until
 
 BAD = np.float32(66 / 255)
-"""Value of a frame made from a picture of 66."""
+"""Value of the frame that a picture of value 66 becomes."""
 Frames = NDArray[np.float32]
 
 
 def raising(error: Exception) -> Callable[[Frames, Frames], Frames]:
-    """A backend's answer to a picture of 66."""
+    """Return a function for `FakeBackend.answer` that raises an error for a frame of value BAD."""
 
     def answer(seen: Frames, found: Frames) -> Frames:
         if (seen == BAD).any():
-            raise type(error)(*error.args)  # a new one, as who holds one holds its frames
+            raise type(error)(*error.args)  # a new error, because its traceback keeps stack frames alive
         return found
 
     return answer
@@ -59,12 +59,12 @@ def test_a_backend_that_raises_fails_the_culprit_alone(backend: FakeBackend, pre
             with pytest.raises(StreamError, match="failed at frame 1: the driver is gone"):
                 use()
         for slot in others:
-            pushed(slot, 30)  # all that did not fail are ready, so nobody waits for the one that did
+            pushed(slot, 30)  # All healthy streams are ready, so they do not wait for the failed one.
         until(lambda: all(slot.pushed == 3 for slot in others))
         streams.scheduler.queues.max_wait = 0
         for slot in others:
             np.testing.assert_array_equal(slot.forecast(2), alone([10, 20, 30], 2))
-        culprit.restore(culprit.snapshot())  # of the last good frame
+        culprit.restore(culprit.snapshot())  # The snapshot is that after the last good frame.
         np.testing.assert_array_equal(pushed(culprit, 20).forecast(2), alone([10, 20], 2))
         culprit.reset()
         np.testing.assert_array_equal(pushed(culprit, 5).forecast(2), alone([5], 2))
@@ -173,7 +173,7 @@ def test_out_of_memory_is_a_clear_refusal_and_leaks_nothing(
         assert streams.stats()["streams"] == 2
         slots[1].wait()
         slots[1].wait()
-        gc.collect()  # of pytest.raises, too
+        gc.collect()  # also frees the errors that pytest.raises caught
         assert backend.live_rows <= live
 
 
@@ -229,7 +229,7 @@ def test_use_after_close_says_so(predictor: Predictor) -> None:
         with pytest.raises(StreamError, match="used after it was closed"):
             use()
     plain = predictor.stream()
-    predictor.close()  # closes its streams, and then the backend
+    predictor.close()  # closes the streams, and then the backend
     predictor.close()
     streams.close()
     for use in uses(left):
@@ -388,13 +388,13 @@ def test_whoever_reads_the_log_may_ask_the_streams(backend: FakeBackend, predict
     assert asked == [1]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_is_told_that_the_streams_are_not_there(predictor: Predictor) -> None:
     with predictor.streams() as streams:
         stream = pushed(streams.open(), 1)
         stream.wait()
-        with streams.scheduler.queues.lock:  # as another thread may have it
+        with streams.scheduler.queues.lock:  # Another thread may hold the lock at a fork.
             child = os.fork()
         if child == 0:
             signal.alarm(10)
@@ -464,7 +464,7 @@ def test_a_log_handler_that_raises_does_not_end_the_streams(
     try:
         with predictor.streams(on_bad_output="hold") as streams:
             stream = streams.open()
-            streams.open()  # dropped, which warns
+            streams.open()  # The stream is dropped at once, which causes a warning.
             backend.answer = not_a_number
             pushed(stream, 66).wait()
             pushed(stream, 2).wait()

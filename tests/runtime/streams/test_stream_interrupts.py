@@ -1,4 +1,4 @@
-"""Streams under Ctrl-C, finalizers, handlers and calls that give up; the backend is a fake one."""
+"""Streams under Ctrl-C, finalizers, signal and log handlers, and calls that time out; the backend is a fake."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ from tests.fake_backend import FakeBackend, alone, picture, predictor_of, pushed
 
 @contextmanager
 def stuck(backend: FakeBackend, stream: SlotStream, value: int) -> Iterator[None]:
-    """Keep the thread in the step of a picture."""
+    """Push a picture, and keep the thread of the streams inside its step for the `with` block."""
     backend.entered.clear()
     backend.gate.clear()
     pushed(stream, value)
@@ -40,7 +40,7 @@ def interrupted(*_: Any) -> Any:
 
 
 def test_whoever_holds_the_lock_of_the_callers_holds_up_nobody(predictor: Predictor) -> None:
-    """Call from inside the lock, as a finalizer or a signal handler would."""
+    """Calls are made while the lock is held, like those of a finalizer or a signal handler."""
     with predictor.streams(max_streams=2) as streams:
         stream, other = pushed(streams.open(), 10), streams.open()
         with streams.scheduler.queues.lock:
@@ -93,7 +93,7 @@ def test_a_bell_that_rings_just_before_the_wait_is_heard(monkeypatch: pytest.Mon
 
 
 def test_a_stream_is_whole_after_hundreds_of_interrupts(predictor: Predictor) -> None:
-    """The state is that of the pictures that were pushed; of the call that was interrupted, all or nothing is done."""
+    """The state is that after the pushed pictures; the interrupted call has taken effect completely or not at all."""
     chance, armed, seen, interrupts = random.Random(0), False, list[int](), 0
     stream: Any
     backend = FakeBackend()
@@ -105,7 +105,7 @@ def test_a_stream_is_whole_after_hundreds_of_interrupts(predictor: Predictor) ->
             raise KeyboardInterrupt
 
     def call() -> None:
-        """Call something, and note what was pushed once it returned."""
+        """Make a random call, and record a pushed picture once the call has returned."""
         match chance.choice(["push", "push", "push", "predict", "wait", "snapshot", "reset"]):
             case "push":
                 value = chance.randrange(256)
@@ -137,9 +137,9 @@ def test_a_stream_is_whole_after_hundreds_of_interrupts(predictor: Predictor) ->
                     interrupts += 1
                 stream.wait(timeout_ms=60_000)
                 if stream.pushed == len(seen) + 1:
-                    seen.extend(tried)  # it was put in before the interrupt
+                    seen.extend(tried)  # The picture was queued before the interrupt.
                 elif stream.pushed == 0:
-                    seen.clear()  # a reset was done before it
+                    seen.clear()  # The reset was done before the interrupt.
                 tried.clear()
                 assert stream.pushed == len(seen)
                 if seen and interrupts % 5 == 0:
@@ -180,7 +180,7 @@ def test_a_push_that_is_interrupted_while_it_waits_for_room_is_not_done(
         np.testing.assert_array_equal(stream.forecast(2), alone([10, 20], 2))
 
 
-# Calls that gave up.
+# Calls that stop waiting.
 
 
 def test_an_asynchronous_forecast_ends_however_its_coroutine_ends(backend: FakeBackend, predictor: Predictor) -> None:
@@ -194,7 +194,7 @@ def test_an_asynchronous_forecast_ends_however_its_coroutine_ends(backend: FakeB
         stream = streams.open()
         with stuck(backend, stream, 10):
             stream.predict_async(100).close()
-            stream.predict_async(100)  # and dropped
+            stream.predict_async(100)  # The coroutine is dropped at once.
             asyncio.run(cancelled_before_it_began(stream))
         calls = len(backend.calls)
         coroutine = stream.predict_async(2)

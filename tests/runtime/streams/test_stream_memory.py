@@ -1,4 +1,4 @@
-"""The plain stream takes pictures where they lie, and no memory but its result."""
+"""Tests that a plain stream reads pictures in place and allocates no memory besides its results."""
 
 import gc
 import tracemalloc
@@ -17,11 +17,16 @@ from e3d_deploy.runtime import Predictor
 from tests.fake_backend import FakeBackend, picture, predictor_of
 
 GROWTH = 4096
-"""Bytes that 1,000 pushes and 100 forecasts may leave behind, all together; measured: 547 and 728, seldom up to 10,500
-when Python fills its lists of small objects, hence the best of three rounds. What leaks does so in each."""
+"""Maximum memory that 1,000 pushes and 100 forecasts may leave in use (bytes).
+
+Measured 547 and 728, and seldom up to 10,500 when Python fills its lists of small objects. The best of three rounds
+counts, because a leak shows in every round.
+"""
 BESIDE_FRAMES = 6144
-"""Bytes that a push needs for a moment beside frames, for Python's objects; measured: 2,400 with ONNX Runtime, 3,700
-with OpenVINO."""
+"""Maximum temporary memory of a push besides frames, for Python's objects (bytes).
+
+Measured 2,400 with ONNX Runtime, 3,700 with OpenVINO.
+"""
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -33,10 +38,11 @@ def predictor(exported: Path, request: pytest.FixtureRequest) -> Iterator[Predic
 
 
 def test_1000_frames_take_no_memory_but_their_results(predictor: Predictor) -> None:
-    """Without the garbage collector, so that there is no garbage either."""
+    """The garbage collector is off, so the test also fails if calls leave garbage."""
     pictures = np.random.default_rng(0).integers(0, 256, (50, 16, 24, 1), np.uint8)
     frame_bytes, stream = 4 * 16 * 24, predictor.stream(renewal="none")
-    # All that stays; of a push the prediction, and the picture as a frame, before and after it is divided by 255.
+    # Limits of the memory that stays, and of the temporary memory of a push and of a forecast. A push needs three
+    # frames: the prediction, and the picture as a frame before and after its division by 255.
     limits = GROWTH, 3 * frame_bytes + BESIDE_FRAMES, 5 * frame_bytes + BESIDE_FRAMES
     out = np.empty((3, 16, 24, 1), np.uint8)
 
@@ -50,7 +56,7 @@ def test_1000_frames_take_no_memory_but_their_results(predictor: Predictor) -> N
     gc.disable()
     tracemalloc.start()
     try:
-        for picture in np.tile(pictures, (20, 1, 1, 1)):  # until Python has the small objects that it keeps
+        for picture in np.tile(pictures, (20, 1, 1, 1)):  # until Python has allocated its caches of small objects
             stream.push(picture)
         stream.predict(3, out=out)
         rounds = []

@@ -1,4 +1,4 @@
-"""Many streams against a fake backend: who is stepped with whom, and what waits, is dropped, refused or goes wrong."""
+"""Many streams on a fake backend: which streams are stepped together, and which items wait, are dropped or refused."""
 
 import asyncio
 import gc
@@ -21,17 +21,17 @@ from tests.fake_backend import CONFIG, FakeBackend, alone, asked, picture, predi
 
 @pytest.fixture(autouse=True)
 def all_step_together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """For what goes wrong with several at once is made good one by one, and would not be seen."""
+    """Fail a test in which a step of several streams failed, because stepping them alone would hide the error."""
     yield
     assert not [record for record in caplog.get_records("call") if "each state is stepped alone" in record.message]
 
 
-# What they give.
+# Results.
 
 
 @pytest.mark.parametrize("pads", [False, True])
 def test_streams_of_all_ages_from_all_threads_give_what_each_gives_alone(pads: bool) -> None:
-    """And the states never take more than admission reckons with."""
+    """The states also never take more memory than `most_bytes` allows for."""
     backend = FakeBackend(pads=pads)
     found: dict[int, list[tuple[list[int], NDArray[np.float32]]]] = {}
 
@@ -57,7 +57,7 @@ def test_streams_of_all_ages_from_all_threads_give_what_each_gives_alone(pads: b
         for thread in threads:
             thread.join()
         one_state = sum(tensor.nbytes for tensor in contract.states(CONFIG))
-        assert backend.most_rows <= streams.most_bytes(11) // one_state + 1, "and the one before the first frame"
+        assert backend.most_rows <= streams.most_bytes(11) // one_state + 1, "1 more row for the initial state"
     assert len(found) == 11
     for answers in found.values():
         for values, forecast in answers:
@@ -128,7 +128,7 @@ def test_await_runs_others_meanwhile_and_can_be_cancelled(backend: FakeBackend, 
             await task
         calls = len(backend.calls)
         np.testing.assert_array_equal(one.forecast(2), alone([10], 2))
-        assert len(backend.calls) <= calls + 2, "the cancelled forecast does not go on"
+        assert len(backend.calls) <= calls + 2, "the cancelled forecast has stopped"
 
     with predictor.streams() as streams:
         asyncio.run(run(streams))
@@ -162,7 +162,7 @@ def test_a_snapshot_of_another_network_is_refused_and_no_place_is_lost(predictor
         streams.open()
 
 
-# Who is stepped together.
+# Streams that are stepped together.
 
 
 def test_steady_cameras_copy_nothing(backend: FakeBackend, predictor: Predictor) -> None:
@@ -171,7 +171,7 @@ def test_steady_cameras_copy_nothing(backend: FakeBackend, predictor: Predictor)
         for value in range(10):
             together(slots, value)
         assert streams.stats()["batch_sizes"] == {1: 0, 2: 10, 4: 10, 8: 0}
-        assert backend.gathers == 2, "into the batches of 4 and of 2, once each"
+        assert backend.gathers == 2, "one for the batch of 4 and one for the batch of 2"
 
 
 def test_where_steps_are_filled_up_nobody_notices(predictor: Predictor) -> None:
@@ -193,8 +193,8 @@ def test_who_is_left_behind_keeps_no_memory_of_others(backend: FakeBackend, pred
         for slot in slots[1:]:
             slot.close()
         slots[0].wait()
-        slots[0].wait()  # what was left is tidied up after the first
-        assert backend.live_rows == 1 + 1, "the stream's, and the one before the first frame"
+        slots[0].wait()  # The first round after the closing moves the stream to a batch of its own.
+        assert backend.live_rows == 1 + 1, "the row of the stream and that of the initial state"
         np.testing.assert_array_equal(slots[0].forecast(2), alone([1], 2))
 
 
@@ -208,9 +208,9 @@ def test_waits_for_others_but_not_longer_than_asked(backend: FakeBackend, predic
     with predictor.streams(max_wait_ms=10_000) as streams:
         one, other = streams.open(), streams.open()
         pushed(one, 1)
-        time.sleep(0.05)  # the thread has begun to wait by then
+        time.sleep(0.05)  # By then the thread waits for the other stream.
         pushed(other, 1)
-        until(lambda: other.pushed == 1)  # once every stream is ready it goes
+        until(lambda: other.pushed == 1)  # Once all streams are ready, the thread steps without waiting.
         assert backend.calls[-1] == 2
 
 
@@ -270,7 +270,9 @@ def test_a_round_of_several_steps_keeps_the_order_and_the_deadlines(monkeypatch:
         backend.gate.set()
         for slot in slots:
             slot.wait()
-        assert [slot.pushed for slot in slots] == [1, 1, 0, 0], "the first to come, and who has time"
+        assert [slot.pushed for slot in slots] == [1, 1, 0, 0], (
+            "the picture that came first, and the picture without a deadline"
+        )
         assert streams.stats()["dropped"]["late"] == 2
 
 
@@ -308,7 +310,7 @@ def test_a_forecast_that_is_interrupted_is_not_finished(
         assert len(backend.calls) < 10
 
 
-# What waits, and what is refused.
+# Items that wait, and items that are refused.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Streams of a real network share batches, and nothing else."""
+"""Tests that streams of a real network share batches, and nothing else."""
 
 import asyncio
 import gc
@@ -19,10 +19,12 @@ from e3d_deploy.runtime.backends.host import HostState
 from tests.fake_backend import asked
 
 OTHER_SIZE = 1e-5
-"""Largest difference of a stream's frames when it is stepped with another number of neighbours, as kernels sum in
-another order then; measured on ONNX Runtime: 1.2e-6. OpenVINO gave the same bits."""
+"""Largest difference of a stream's frames between steps of different numbers of streams.
+
+Kernels sum in another order then. Measured 1.2e-6 on ONNX Runtime; OpenVINO gave the same bits.
+"""
 LEFT_BYTES = 200_000
-"""Memory that may remain after 60 rounds of four streams (bytes); a state has 30,000. Measured 27,500."""
+"""Maximum memory in use after 60 rounds of four streams (bytes); measured 27,500. A state has 30,000 bytes."""
 Frames = NDArray[np.float32]
 
 
@@ -35,7 +37,7 @@ def predictor(any_batch: Path, request: pytest.FixtureRequest) -> Iterator[Predi
 
 
 def clips(count: int, seed: int = 0, length: int = 9) -> NDArray[np.uint8]:
-    """[stream, T, H, W, C]; long enough to fill the ring of 4 twice."""
+    """Return random clips, [stream, T, H, W, C], long enough to fill a ring of 4 slots twice."""
     return np.random.default_rng(seed).integers(0, 256, (count, length, 16, 24, 1), np.uint8)
 
 
@@ -48,7 +50,7 @@ def seen_together(slots: list[SlotStream], pictures: NDArray[np.uint8]) -> list[
 
 
 def test_what_neighbours_see_changes_nothing_bit_for_bit(predictor: Predictor) -> None:
-    """The number of streams in a step is the same; whose row it has does not matter either."""
+    """Steps have the same number of streams in all runs; neither neighbours nor the row of the stream may matter."""
     mine, theirs, others = clips(1, 1)[0], clips(3, 2), clips(3, 3)
     predictions: list[list[Frames]] = []
     for place, neighbours in ((0, theirs), (0, others), (2, others)):
@@ -62,7 +64,7 @@ def test_what_neighbours_see_changes_nothing_bit_for_bit(predictor: Predictor) -
 
 
 def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predictor) -> None:
-    """They agree within rounding, as steps differ in their number of streams: one joins at each, up to four."""
+    """Forecasts agree only within rounding, because the number of streams per step grows from one to four."""
     pictures = clips(4, 4)
     slots: list[SlotStream] = []
     with predictor.streams(renewal="none", max_wait_ms=1000) as streams:
@@ -84,7 +86,7 @@ def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predicto
 def test_what_happens_to_one_stream_touches_no_other_bit_for_bit(
     predictor: Predictor, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of streams in a step is the same: the one to which it happens takes part again in the next."""
+    """Steps have the same number of streams in both runs: the affected stream takes part in the next step again."""
     pictures = clips(4, 5)
 
     def run(happens: bool) -> list[list[Frames]]:
@@ -143,7 +145,7 @@ def test_hundreds_of_streams_opened_and_closed_leave_nothing(predictor: Predicto
                 streams.scheduler.end(video)
             last = streams.open()
             last.wait()
-            last.wait()  # what was left is tidied up after the first
+            last.wait()  # The round after the first call frees the states of closed streams.
 
         open_and_close(40)
         gc.collect()
