@@ -109,7 +109,7 @@ class History(Entry):
     exact_for_steps: int
     """Number of steps for which the result equals that of an unlimited history."""
     then: str
-    """Sentence that describes later steps."""
+    """Cell states that later steps can recall, such as `the last 5 cells`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ class Manifest(Entry):
     """Fields of `ModelConfig`, as in `model.safetensors`; `semantics` names the implementation of E3D-LSTM, see
     docs/model.md."""
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about the model, as listed under that heading in docs/bundle.md; absent if there are none."""
+    """Facts about the model, see docs/bundle.md; absent if there are none."""
     context_length: int
     """Number of frames that the clip graph takes."""
     horizon: int
