@@ -301,9 +301,9 @@ class Manifest(Entry):
             Card.from_dict(self.card)
         except ConfigError as error:
             yield str(error).removesuffix("; save or export the model again")
-        yield from self._odd_graphs()
-        yield from self._odd_states()
-        yield from self._odd_lengths()
+        yield from self._graph_problems()
+        yield from self._state_problems()
+        yield from self._length_problems()
         needed = always.union(*([graph.file, *graph.weights] for graph in self.graphs))
         if unlisted := needed - set(self.files):
             yield f"files: lacks the hash of {', '.join(sorted(unlisted))}"
@@ -314,7 +314,7 @@ class Manifest(Entry):
             f"files: got {name}, expected a file next to the manifest" for name in sorted(needed) if "/" in name
         )
 
-    def _odd_graphs(self) -> Iterator[str]:
+    def _graph_problems(self) -> Iterator[str]:
         if self.entry("step") is None:
             yield "graphs: lacks step"
         yield from (
@@ -329,7 +329,7 @@ class Manifest(Entry):
             if takers.count((name, backend)) > 1
         )
 
-    def _odd_states(self) -> Iterator[str]:
+    def _state_problems(self) -> Iterator[str]:
         if self.schema > 1 and not self.states:
             yield "states: is empty, expected the states of a stream"
         forms = {one.name: one for one in self.states}
@@ -353,7 +353,7 @@ class Manifest(Entry):
                 elif one.ring.frames_to_fill != (fill := one.ring.slots - counter.initial):
                     yield f"states.{one.name}.ring.frames_to_fill: got {one.ring.frames_to_fill}, expected {fill}"
 
-    def _odd_lengths(self) -> Iterator[str]:
+    def _length_problems(self) -> Iterator[str]:
         """Yield the errors where the graphs disagree with the states, or with the lengths of context and forecast.
 
         An invalid budget is reported too.

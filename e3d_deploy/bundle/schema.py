@@ -77,22 +77,22 @@ def _read(hint: Any, value: object, where: str) -> Any:
             return None
         kinds = [kind for kind in arguments if kind is not NoneType]
         if len(kinds) > 1 and type(value) not in kinds:
-            raise ValueError(_odd(where, value, " or ".join(EXPECTED[kind] for kind in kinds)))
+            raise ValueError(_mismatch(where, value, " or ".join(EXPECTED[kind] for kind in kinds)))
         return _read(type(value) if len(kinds) > 1 else kinds[0], value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(_odd(where, value, "a list"))
+            raise ValueError(_mismatch(where, value, "a list"))
         return tuple(_read(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ValueError(_odd(where, value, "an object"))
+            raise ValueError(_mismatch(where, value, "an object"))
         return {name: _read(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
     if issubclass(hint, Entry):
         return hint.from_json(value, where)
     # Compare types exactly: `bool` is a subclass of `int` in Python, but not a number in JSON. An `int` is a valid
     # `float`.
     if type(value) is not hint and not (hint is float and type(value) is int):
-        raise ValueError(_odd(where, value, EXPECTED[hint]))
+        raise ValueError(_mismatch(where, value, EXPECTED[hint]))
     return value
 
 
@@ -106,5 +106,5 @@ def _write(value: Any) -> Any:
     return value
 
 
-def _odd(where: str, value: object, expected: str) -> str:
+def _mismatch(where: str, value: object, expected: str) -> str:
     return f"{where}: got {reprlib.repr(value)}, expected {expected}"

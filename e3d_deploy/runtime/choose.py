@@ -78,7 +78,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     Raises:
         BackendUnavailable: no candidate is installed, or no candidate agrees with the reference clip.
     """
-    file = _file(bundle, threads)
+    file = _choice_file(bundle, threads)
     kept = None if again or file is None else _read(file)
     if kept is not None:
         opened = _open(bundle, kept.backend, threads)
@@ -95,7 +95,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, (json.dumps(asdict(choice), indent=2) + "\n").encode())
         except OSError as error:
-            _say_not_kept(f"{error.filename}: {error.strerror}")
+            _warn_not_stored(f"{error.filename}: {error.strerror}")
     return backend, choice
 
 
@@ -164,7 +164,7 @@ def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Ch
         level = logging.INFO if one.backend in spared and opened else logging.WARNING
         log.log(level, "backend %s: %s", one.backend, one.reason)
     if not opened:
-        raise BackendUnavailable(_nothing(bundle, refused))
+        raise BackendUnavailable(_why_none(bundle, refused))
     best = min(opened, key=lambda name: times[name] or 0)
     why = "agrees with the reference"
     reasons = {
@@ -197,7 +197,7 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
         if not isinstance(backend, str):
             return backend
         refused.append(Tried(name, None, backend))
-    raise BackendUnavailable(_nothing(bundle, refused))
+    raise BackendUnavailable(_why_none(bundle, refused))
 
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
@@ -214,7 +214,7 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
             if name in broken:
                 return []
             if name not in calls:
-                calls[name] = _frame(bundle, backends[name])
+                calls[name] = _stream_call(bundle, backends[name])
             return block(calls[name], seconds=SECONDS / ROUNDS)
         except Exception as error:  # A library may raise any error; the other backends are still measured.
             broken[name] = DOES_NOT_RUN.format(error)
@@ -225,14 +225,14 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
     return {name: broken.get(name) or 1000 * float(np.median(times)) for name, times in taken.items()}
 
 
-def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
+def _stream_call(bundle: Bundle, backend: Backend) -> Callable[[], object]:
     """Return a function that advances a stream by one frame.
 
     If the graphs step several streams at once, the function advances that number of streams.
     """
     frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
     if bundle.batch != 1:
-        return _stepper(backend, frame)
+        return _step_call(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
     # The stream begins a new state with the last frame before the measurement, so that each call steps all its states.
     streams = [grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)]
@@ -243,7 +243,7 @@ def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
     return call
 
 
-def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], object]:
+def _step_call(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], object]:
     """Return a function that steps all streams of a backend once."""
     state = backend.initial_state()
 
@@ -254,24 +254,24 @@ def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], objec
     return call
 
 
-def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
+def _why_none(bundle: Bundle, refused: list[Tried]) -> str:
     if not refused:
         return f"auto: no backend is installed; {find(RECOMMENDED).remedy}"
     reasons = "; ".join(f"{one.backend}: {one.reason}" for one in refused)
     return f"auto: no installed backend runs {bundle.path} ({reasons}); run `e3d verify`, or export it again"
 
 
-def _file(bundle: Bundle, threads: int | None) -> Path | None:
+def _choice_file(bundle: Bundle, threads: int | None) -> Path | None:
     """Return the file that stores the choice, or None if the user has no cache folder."""
     try:
         return cache_folder("choices") / f"{_key(bundle, threads)}.json"
     except FileNotFoundError as error:  # such as in containers whose user has no home folder
-        _say_not_kept(str(error.strerror))
+        _warn_not_stored(str(error.strerror))
         return None
 
 
 @cache
-def _say_not_kept(why: str) -> None:
+def _warn_not_stored(why: str) -> None:
     """Log why a choice is not stored, once per process."""
     log.warning("auto: the choice of a backend cannot be stored (%s), so each start compares the backends again", why)
 

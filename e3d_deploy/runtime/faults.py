@@ -58,8 +58,8 @@ def _means_no_memory(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    said = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
+    description = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(phrase in description for phrase in NO_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

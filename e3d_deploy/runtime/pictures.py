@@ -31,7 +31,7 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
             or is on a GPU and `gpu` does not allow it.
         ResourceLimit, MemoryError: there is not enough memory.
     """
-    array = picture if type(picture) is np.ndarray else _opened(picture, gpu=gpu)
+    array = picture if type(picture) is np.ndarray else _as_array(picture, gpu=gpu)
     expected = [*config.image_size, config.channels]
     if list(array.shape) != expected:
         raise ShapeError(
@@ -43,14 +43,14 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
     return array[None]
 
 
-def _opened(picture: Any, *, gpu: bool) -> Any:
+def _as_array(picture: Any, *, gpu: bool) -> Any:
     """Return a picture of any library as a plain NumPy array, or unchanged if it is on a GPU and `gpu` allows it.
 
     Errors are those of `take`.
     """
     try:
         if isinstance(picture, np.ndarray) or not frames.is_on_gpu(picture):
-            return frames.plain(_of_host(picture))
+            return frames.plain(_host_array(picture))
     except ShapeError:
         raise
     except Exception as error:  # Other libraries may raise errors of any type.
@@ -63,7 +63,7 @@ def _opened(picture: Any, *, gpu: bool) -> Any:
     raise ShapeError(f"picture: got {picture.dtype} on a GPU, {here}; copy it to the host")
 
 
-def _of_host(picture: Any) -> NDArray[Any]:
+def _host_array(picture: Any) -> NDArray[Any]:
     """Return a picture in host memory as a NumPy array; masked values stay masked."""
     if isinstance(picture, np.ndarray):
         return picture

@@ -106,7 +106,7 @@ class Predictor:
         self.has_clip = has_clip
         self.closed, self.pid = False, os.getpid()
         self._schedulers: WeakSet[Scheduler] = WeakSet()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self.calls: dict[Stream, int] = {}
         """Streams with a call in progress, each with the id of the calling thread."""
         this = ref(self)
@@ -185,8 +185,8 @@ class Predictor:
 
     def say_once(self, text: str) -> None:
         """Log a warning unless it was logged before."""
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._warned:
+            self._warned.add(text)
             log.warning("%s", text)
 
     def streams(
@@ -350,7 +350,7 @@ class Stream:
 
     def reset(self) -> None:
         """Return to the state before the first picture."""
-        self._alone(self._reset)
+        self._exclusively(self._reset)
 
     def _reset(self) -> None:
         self._now = Moment(Aged(self._now.aged.renewal))
@@ -370,7 +370,7 @@ class Stream:
             ResourceLimit: there is not enough memory.
             StreamError: the prediction is not finite.
         """
-        self._alone(self._push, picture)
+        self._exclusively(self._push, picture)
 
     def _push(self, picture: Any) -> None:
         seen = pictures.take(picture, self.config, gpu=self.backend.device is not None)
@@ -416,7 +416,7 @@ class Stream:
             ResourceLimit: there is not enough memory.
             StreamError: no picture was pushed yet, a prediction is not finite, or the time limit was exceeded.
         """
-        return self._alone(self._forecast, horizon, np.float32, out, Timeout(timeout_ms))
+        return self._exclusively(self._forecast, horizon, np.float32, out, Timeout(timeout_ms))
 
     def predict(
         self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
@@ -425,11 +425,11 @@ class Stream:
 
         Arguments and errors are those of `forecast`; `out` is a uint8 array.
         """
-        return self._alone(self._forecast, horizon, np.uint8, out, Timeout(timeout_ms))
+        return self._exclusively(self._forecast, horizon, np.uint8, out, Timeout(timeout_ms))
 
     def snapshot(self) -> Snapshot:
         """Return a snapshot of the stream; later pictures do not change the snapshot."""
-        return self._alone(self._snapshot)
+        return self._exclusively(self._snapshot)
 
     def _snapshot(self) -> Snapshot:
         now, aged = self._now, self._now.aged
@@ -454,7 +454,7 @@ class Stream:
             SnapshotError: the snapshot is damaged, or its states have other names, shapes or types than those of the
                 network.
         """
-        self._alone(self._restore, snapshot)
+        self._exclusively(self._restore, snapshot)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.predictor.owner.check(snapshot)
@@ -529,7 +529,7 @@ class Stream:
         self._check_usable()
         return self.backend.step(seen, state)
 
-    def _alone(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _exclusively(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function of a call while no other call may use the stream.
 
         Python runs no signal handler between taking a lock and entering its `with` block, nor within a plain

@@ -25,7 +25,7 @@ LEAST_STACK_BYTES = 128 << 10
 
 With half of this size, ONNX Runtime ends the process.
 """
-_quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
+_waits: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
 """Objects whose calls are waited for at the end of Python, each with its process id and the function that waits."""
 _stack_size = threading.RLock()  # reentrant, because a finalizer may interrupt the holder and take the lock again
 _exit_threads: list[int] = []
@@ -106,7 +106,7 @@ def wait_at_exit(owner: object, wait: Callable[[], None]) -> None:
         owner: object whose calls are waited for. The function is dropped together with the object, so `wait` must not
             hold a strong reference to it.
     """
-    _quieted[owner] = os.getpid(), wait
+    _waits[owner] = os.getpid(), wait
 
 
 def listed(items: Callable[[], Iterable[T]]) -> list[T]:
@@ -120,10 +120,10 @@ def listed(items: Callable[[], Iterable[T]]) -> list[T]:
             return list(items())
 
 
-def _end() -> None:
+def _at_exit() -> None:
     """Refuse new calls of other threads, and wait for their calls in progress; runs at the end of Python."""
     _exit_threads.append(threading.get_ident())
-    for pid, wait in listed(_quieted.values):
+    for pid, wait in listed(_waits.values):
         if pid == os.getpid():
             try:
                 wait()
@@ -131,12 +131,12 @@ def _end() -> None:
                 log.exception("runtime: waiting for calls in progress failed, so the process may abort")
 
 
-def _keep() -> None:
+def _after_fork() -> None:
     """Make the parent's objects immortal in a forked process, and forget the parent's threads.
 
     Freeing such an object would wait for threads that exist only in the parent.
     """
-    for owner in list(_quieted):
+    for owner in list(_waits):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
     here = threading.get_ident()
     for thread in IN_BACKEND.keys() - {here}:  # New threads may receive the ids of these threads.
@@ -144,6 +144,6 @@ def _keep() -> None:
     SERVING.clear()
 
 
-atexit.register(_end)
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -20,7 +20,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.inventory import version_of
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from e3d_deploy.runtime.choose import _key, _say_not_kept, _times, choose, open_first
+from e3d_deploy.runtime.choose import _key, _times, _warn_not_stored, choose, open_first
 from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
 from tests.manifests import changed, sidecar
@@ -325,7 +325,7 @@ def test_where_there_is_no_home_nothing_is_kept_and_that_is_said_once(
     bundle: Bundle, homeless: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     there(monkeypatch, "onnxruntime")
-    _say_not_kept.cache_clear()
+    _warn_not_stored.cache_clear()
     for _ in range(2):
         assert choose(bundle)[0].name == "onnxruntime"
     assert caplog.text.count("the choice of a backend cannot be stored") == 1

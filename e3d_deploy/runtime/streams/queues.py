@@ -271,14 +271,14 @@ class Queues:
         """Read all messages, and unless `busy`, wait until there is something to do."""
         self._read()
         while not (busy or self.closing or self.closed or self.resting) and (delay := self.delay()):
-            self._heed(sleep(self.mailbox, delay))
+            self._handle(sleep(self.mailbox, delay))
             self._read()
 
     def _read(self) -> None:
         while not self.mailbox.empty():
-            self._heed(self.mailbox.get_nowait())
+            self._handle(self.mailbox.get_nowait())
 
-    def _heed(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         if isinstance(message, Reply):
             self.resting.append(message)
             return
@@ -287,7 +287,7 @@ class Queues:
         elif self.is_quiet:
             return
         if isinstance(message, ITEMS):
-            self._heed_item(message)
+            self._handle_item(message)
         elif isinstance(message, Video):
             self.closed.append((message, False))
         elif isinstance(message, Gone):
@@ -296,7 +296,7 @@ class Queues:
             else:
                 self.closed.append((message.video, not message.video.closed))
 
-    def _heed_item(self, item: Push | Forecast | Job) -> None:
+    def _handle_item(self, item: Push | Forecast | Job) -> None:
         video = item.video
         if video.closed:  # The item was appended while the stream was being closed.
             self.closed.append((video, False))
@@ -323,7 +323,7 @@ class Queues:
     def _drop_before(self, video: Video, job: Job | None, reason: str, error: StreamError) -> None:
         """Drop all pictures and forecasts that were requested before `job`, or all if `job` is None."""
         while (push := first(video.pictures)) is not None and (job is None or push.number <= job.turn):
-            if self._took(push):
+            if self._remove(push):
                 self.drop(video, reason)
         kept: list[Forecast | Job] = []
         while (request := first(video.requests)) is not None and request is not job:
@@ -335,7 +335,7 @@ class Queues:
         video.requests.extendleft(reversed(kept))
         video.room.ring()
 
-    def _took(self, push: Push) -> bool:
+    def _remove(self, push: Push) -> bool:
         """Remove a picture from its queue; return False if a push has just dropped the picture."""
         try:
             push.video.pictures.remove(push)
@@ -409,7 +409,7 @@ class Queues:
                 push = first(video.pictures)
             if push is None:
                 return None
-            if self._took(push):
+            if self._remove(push):
                 video.room.ring()
                 if now <= push.deadline:
                     return push

@@ -141,7 +141,7 @@ class Scheduler:
         """
 
         def begin() -> None:
-            self._set(video, snapshot)
+            self._set_state(video, snapshot)
             self.queues.heal(video)
 
         self.call(video, begin, what=what, drops=True)
@@ -181,7 +181,7 @@ class Scheduler:
                 pass
         except BaseException as error:
             queues.broken = f"{type(error).__name__}: {error}"
-            self._say(logging.ERROR, "streams: their thread ended with an internal error", exc_info=error)
+            self._log(logging.ERROR, "streams: their thread ended with an internal error", exc_info=error)
         finally:
             queues.closing = True
             try:
@@ -197,7 +197,7 @@ class Scheduler:
             try:
                 self._forget(video)
             except Exception as error:
-                self._say(logging.ERROR, "streams: closing a stream failed", exc_info=error)
+                self._log(logging.ERROR, "streams: closing a stream failed", exc_info=error)
         self.batcher.close()
         if self.queues.dropped:
             self._warn("Streams")
@@ -213,7 +213,7 @@ class Scheduler:
         if queues.resting:
             self._rest()
         for job in queues.take_jobs():  # Jobs come before steps, because they may drop items that would be stepped.
-            _do(job)
+            _run_job(job)
         for forecast in [one for one in queues.forecasts if one.reply.unwanted]:
             self._finish(forecast)
         runners = [] if queues.delay() else queues.take(self._begin)
@@ -246,12 +246,12 @@ class Scheduler:
         try:
             warnings.warn(f"{what}: dropped without close; close it, or use it in a `with` block", ResourceWarning, 2)
         except Exception as error:  # Warnings may be errors, or cannot be shown. No caller could catch the error here.
-            self._say(logging.WARNING, str(error))
+            self._log(logging.WARNING, str(error))
 
-    def _say(self, level: int, words: str, *, exc_info: BaseException | None = None) -> None:
+    def _log(self, level: int, text: str, *, exc_info: BaseException | None = None) -> None:
         """Log a message, and survive a log handler that raises an error."""
         try:
-            log.log(level, "%s", words, exc_info=exc_info)
+            log.log(level, "%s", text, exc_info=exc_info)
         except Exception:
             if logging.raiseExceptions:
                 with suppress(Exception):  # Standard error may be closed.
@@ -266,7 +266,7 @@ class Scheduler:
             if (now := time.perf_counter()) > runner.deadline:
                 self.queues.drop(video, "late")
             else:
-                self._saw(runner, now, now)
+                self._count(runner, now, now)
                 self._keep(runner)
             return []
         members = next_members(self.batcher, video.renewal, video.pushed, video.members)
@@ -282,32 +282,32 @@ class Scheduler:
             good: NDArray[np.bool_] = np.asarray(np.isfinite(predictions).all(axis=(1, 2, 3)))
         except Exception as error:
             if len(rows) == 1:
-                self._broke(rows[0].owner, error)
+                self._handle_error(rows[0].owner, error)
                 return
-            self._say(
+            self._log(
                 logging.WARNING, f"streams: a step of {len(rows)} states failed ({error}); each state is stepped alone"
             )
         else:
-            ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
+            ended, remarks, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
             self.steps[batch.size] += 1
             for number, row in enumerate(rows):
                 try:
                     # A copy, because a view would keep the predictions of all rows in memory.
                     prediction = predictions[number : number + 1].copy()
                     row.after = batch, number
-                    said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
+                    remarks += self._record_row(row, prediction, finite=bool(good[number]), ended=ended)
                 except Exception as fault:
                     self.batcher.touched.add(batch)
                     broken.append((row.owner, fault))
-            for words in said:  # Log only after all rows are updated, because a log handler may use the streams.
-                self._say(logging.WARNING, words)
+            for text in remarks:  # Log only after all rows are updated, because a log handler may use the streams.
+                self._log(logging.WARNING, text)
             for owner, cause in broken:
-                self._broke(owner, cause)
+                self._handle_error(owner, cause)
             return
         for row in rows:
             self._step([row])
 
-    def _stepped(self, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float) -> list[str]:
+    def _record_row(self, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float) -> list[str]:
         """Record that a row was stepped, and advance its owner after the owner's last row.
 
         Returns:
@@ -318,13 +318,13 @@ class Scheduler:
         if isinstance(owner, Forecast):
             if not finite:
                 self.batcher.touched.add(row.after[0])
-                return self._is_bad(owner)
+                return self._handle_bad_output(owner)
             self.batcher.move(owner.member, *row.after)
-            self._went_on(owner, prediction)
+            self._continue_forecast(owner, prediction)
             return []
-        return self._saw_one(owner, row, prediction, finite=finite, ended=ended)
+        return self._record_state(owner, row, prediction, finite=finite, ended=ended)
 
-    def _saw_one(
+    def _record_state(
         self, push: Push, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float
     ) -> list[str]:
         """Record that one state of a stream saw a picture, and advance the stream after the last state.
@@ -338,11 +338,11 @@ class Scheduler:
         if any(other.after is None for other in push.rows):
             return []
         assert push.started is not None
-        self._saw(push, push.started, ended)
+        self._count(push, push.started, ended)
         if not push.finite:
             self._abandon(push)
-            return self._is_bad(push)
-        self._moved(push)
+            return self._handle_bad_output(push)
+        self._advance(push)
         return []
 
     def _abandon(self, push: Push) -> None:
@@ -355,11 +355,11 @@ class Scheduler:
                 self.batcher.touched.add(row.after[0])
         push.rows = []  # The rows refer to `push`: break the reference cycle.
 
-    def _saw(self, push: Push, started: float, ended: float) -> None:
+    def _count(self, push: Push, started: float, ended: float) -> None:
         for counters in (push.video.counters, self.queues.counters):
             counters.saw(queueing=started - push.came, latency=ended - push.came)
 
-    def _moved(self, push: Push) -> None:
+    def _advance(self, push: Push) -> None:
         """Move a stream to the states after a picture, once every state has seen the picture."""
         video, members = push.video, [row.member for row in push.rows]
         for ended in set(video.members).difference(members):
@@ -408,9 +408,9 @@ class Scheduler:
         video.forecast, forecast.changes = forecast, video.changes
         self.queues.forecasts.append(forecast)
         if video.prediction is not None:
-            self._add(forecast, video.prediction)
+            self._add_frame(forecast, video.prediction)
 
-    def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
+    def _continue_forecast(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         """Continue a forecast after a step: take its next picture to replay, or add the prediction to its frames."""
         if forecast.context:
             forecast.seen = forecast.context.popleft()
@@ -419,9 +419,9 @@ class Scheduler:
         # The state has seen all stored pictures: keep it for later forecasts, unless the stream has changed since.
         if forecast.number == 0 and forecast.changes == video.changes:
             video.members, video.prediction = [Member(forecast.member.batch, forecast.member.row)], prediction
-        self._add(forecast, prediction)
+        self._add_frame(forecast, prediction)
 
-    def _add(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
+    def _add_frame(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
             pictures.put(prediction[0], forecast.result[forecast.number])
         except Exception as error:  # such as a lack of memory; the stream is unaffected
@@ -445,7 +445,7 @@ class Scheduler:
         if outcome is not None:
             forecast.reply.give(outcome)
 
-    def _is_bad(self, runner: Push | Forecast) -> list[str]:
+    def _handle_bad_output(self, runner: Push | Forecast) -> list[str]:
         """Handle a prediction that is not finite.
 
         Returns:
@@ -468,15 +468,15 @@ class Scheduler:
         if self.on_bad_output == "raise":
             self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
         elif self.on_bad_output == "reset":
-            self._set(video, None)
+            self._set_state(video, None)
         return [f"streams: the prediction after frame {frame} of a stream is not finite ({self.on_bad_output})"]
 
-    def _broke(self, runner: Push | Forecast, error: Exception) -> None:
+    def _handle_error(self, runner: Push | Forecast, error: Exception) -> None:
         """Fail the stream of a picture, or a forecast, after its step raised an error."""
         cause = clear(error)
         # Log the traceback as text, and then remove it from the error: a traceback refers to stack frames, which refer
         # to states, and a log record or a caller may hold the error for long.
-        self._say(logging.WARNING, f"streams: a step failed: {''.join(traceback.format_exception(error)).strip()}")
+        self._log(logging.WARNING, f"streams: a step failed: {''.join(traceback.format_exception(error)).strip()}")
         chained: BaseException | None = error
         while chained is not None and chained.__traceback__ is not None:
             chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
@@ -513,7 +513,7 @@ class Scheduler:
         other.prediction, other.pushed, other.stepped = video.prediction, video.pushed, video.stepped
         other.changes += 1
 
-    def _set(self, video: Video, snapshot: Snapshot | None) -> None:
+    def _set_state(self, video: Video, snapshot: Snapshot | None) -> None:
         """Set a stream to a snapshot, or to the initial state if `snapshot` is None."""
         states = [] if snapshot is None else [self.batcher.backend.from_arrays(state) for state in snapshot.states]
         self._leave(video)
@@ -543,7 +543,7 @@ class Scheduler:
         video.frames.clear()
 
 
-def _do(job: Job) -> None:
+def _run_job(job: Job) -> None:
     try:
         job.reply.give(job.function())
     except Exception as error:
