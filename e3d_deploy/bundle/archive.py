@@ -59,7 +59,7 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfil
                 _check_entries(archive.infolist(), start, path)
                 yield archive, {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, struct.error) as error:
-        raise BundleError(f"{path}: damaged ({error}); copy or pack it again") from error
+        raise BundleError(f"{path}: is damaged ({error}); copy or pack it again") from error
 
 
 def check_names(names: Iterable[str], path: Path) -> None:

@@ -31,7 +31,7 @@ class Entry:
             ValueError: a field is missing or has the wrong type; the error names the field.
         """
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where or 'it'}: got {reprlib.repr(value)}, expected an object")
+            raise ValueError(f"{where or 'file'}: got {reprlib.repr(value)}, expected an object")
         kind: type = cls
         hints = _hints(kind)
         if missing := sorted(name for name in required(cls) if name not in value):

@@ -53,7 +53,7 @@ def check_usable(pid: int) -> None:
             runs the exit handlers nor steps streams for them.
     """
     if os.getpid() != pid:
-        raise StreamError("this process was forked from the one that loaded the bundle; load it again here")
+        raise StreamError("this process was forked from the one that loaded the bundle; load the bundle again here")
     if _exit_threads and threading.get_ident() not in _exit_threads and threading.get_ident() not in SERVING:
         raise StreamError(
             "Python is shutting down, and only exit handlers may use streams; stop this thread before Python ends"

@@ -297,7 +297,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SnapshotError(f"{path}: cannot be read ({error.strerror})") from error
+        raise SnapshotError(
+            f"{path}: cannot be read ({error.strerror}); give a file that `Snapshot.save` wrote"
+        ) from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return taken_over({name: archive[name] for name in archive.files})

@@ -248,8 +248,8 @@ def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) ->
         if given:
             raise ConfigError(f"clip: {lacking} to tell right predictions from wrong ones; give another clip")
         raise BundleError(
-            f"{bundle.path}: its reference clip cannot tell right predictions from wrong ones, as it {lacking}; give "
-            "--clip with another, or export the model again with another --reference"
+            f"{bundle.path}: its reference clip cannot tell right predictions from wrong ones, because it {lacking}; "
+            "give another clip with --clip, or export the model again with another --reference"
         )
 
 

@@ -36,7 +36,9 @@ MOST_REQUESTS = 64
 
 
 class Queues:
-    """Queues of all streams. Any thread may append items; only the thread that steps the streams removes them.
+    """Queues of all streams. Any thread may append items; only the thread that steps the streams takes items out.
+
+    The exception is a push with the policy `drop-oldest`, which drops the oldest picture of a full queue.
 
     Args:
         max_wait_ms: maximum time that a picture waits for pictures of other streams (ms).
