@@ -57,7 +57,7 @@ def pack(
         raise ConfigError(f"{output}: already exists; give --overwrite to replace the file, or give another name")
     place = output.resolve()
     if place.is_relative_to(bundle.path.resolve()):
-        raise ConfigError(f"{output}: is inside the bundle {bundle.path}, which is being packed; give another path")
+        raise ConfigError(f"{output}: is inside the bundle {bundle.path}, which is being packed; choose another path")
     check_place(output)
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)

@@ -164,7 +164,7 @@ def test_no_archive_is_written_into_the_bundle(bundle_path: Path) -> None:
     before = contents(bundle_path)
     for name in ("model.safetensors", "new.zip"):
         with pytest.raises(
-            ConfigError, match=rf"{name}: is inside the bundle .*, which is being packed; give another path"
+            ConfigError, match=rf"{name}: is inside the bundle .*, which is being packed; choose another path"
         ):
             pack(Bundle.open(bundle_path), bundle_path / name, overwrite=True)
     assert contents(bundle_path) == before

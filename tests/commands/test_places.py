@@ -75,7 +75,7 @@ def test_what_is_read_stays_as_it_is(line: str, names: dict[str, Path], tmp_path
     result = e3d(*[word.format(**names) for word in line.split()], code=2)
     assert result.stderr.splitlines()[-1].startswith("Error: ")
     assert PLACES[line] in result.stderr
-    assert result.stderr.endswith("; choose another place\n")
+    assert result.stderr.endswith(f"; choose another {'path' if line.startswith('pack') else 'place'}\n")
     assert contents(tmp_path) == before
 
 
