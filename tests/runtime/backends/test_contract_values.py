@@ -145,10 +145,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "scalar": (np.float32(0.5), r"got \[\] float32, expected \[H, W, C\]"),
     "matrix": (np.zeros((16, 24), np.uint8).view(np.matrix), r"got \[16, 24\] uint8"),
     "None": (None, r"got \[\] object"),
-    "ragged": ([[1], [1, 2]], "is no array that NumPy can read"),
-    "tensor with a gradient": (torch.zeros(SIZE, requires_grad=True), r"is no array .*detach\(\)"),
-    "tensor without memory": (torch.zeros(SIZE, device="meta"), "is no array"),
-    "bfloat16": (torch.zeros(SIZE, dtype=torch.bfloat16), "is no array"),
+    "ragged": ([[1], [1, 2]], "is not an array that NumPy can read"),
+    "tensor with a gradient": (torch.zeros(SIZE, requires_grad=True), r"is not an array .*detach\(\)"),
+    "tensor without memory": (torch.zeros(SIZE, device="meta"), "is not an array"),
+    "bfloat16": (torch.zeros(SIZE, dtype=torch.bfloat16), "is not an array"),
 }
 
 
