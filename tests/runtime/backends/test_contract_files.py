@@ -90,7 +90,7 @@ class Damage:
 
 DAMAGES = {
     "weights overwritten": Damage(overwrite, "clip", r"model\.safetensors: altered or truncated"),
-    "truncated": Damage(truncate, "rollout", r"manifest\.json: not a manifest"),
+    "truncated": Damage(truncate, "rollout", r"manifest\.json: is not a manifest"),
     "deleted": Damage(shutil.rmtree, "", "no such bundle"),
     "replaced": Damage(replace, "clip"),
     "another working directory": Damage(move_away, "rollout"),
