@@ -1,7 +1,7 @@
-"""The command `e3d`: puts the commands together, and turns failures into a line and an exit code.
+"""The command `e3d`: assembles the commands and turns exceptions into an error message and an exit code.
 
-Only this module and `commands` print or exit. Libraries come in inside the commands, so that `--help` is instant.
-Results go to stdout, progress and remarks to stderr.
+Only this module and `commands` print or exit. Results go to stdout, progress and remarks to stderr. Commands import
+libraries in their body, so that `--help` is instant.
 """
 
 import errno
@@ -24,6 +24,7 @@ from e3d_deploy.commands import (
     doctor,
     evaluate,
     export,
+    help,
     import_,
     inspect,
     join,
@@ -43,19 +44,22 @@ from e3d_deploy.commands._renamed import present_names
 from e3d_deploy.commands._streams import lasting
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Train, or import weights": (data.data, train.train, join.join, import_.import_),
-    "Export, and build engines": (export.export, build.build, refit.refit, cache.cache),
-    "Prove and measure": (verify.verify, evaluate.evaluate, benchmark.benchmark, profile.profile),
+    "Train or import": (data.data, train.train, join.join, import_.import_),
+    "Export and build engines": (export.export, build.build, refit.refit, cache.cache),
+    "Verify and measure": (verify.verify, evaluate.evaluate, benchmark.benchmark, profile.profile),
     "Forecast": (demo.demo, predict.predict, stream.stream, serve.serve),
-    "Look, compare, carry": (inspect.inspect, diff.diff, pack.pack, unpack.unpack, doctor.doctor),
+    "Inspect and package": (inspect.inspect, diff.diff, pack.pack, unpack.unpack, doctor.doctor),
+    "Help": (help.help_,),
 }
-"""Commands by task, as `e3d --help` and the README list them."""
+"""Commands by task, in the order of `e3d --help` and of the README."""
 
-NOT_PRINTED = "the result was not printed whole, and files that the command wrote stand; print it where there is room"
+NOT_PRINTED = (
+    "the result was not printed completely; files that the command wrote are kept; free space and run it again"
+)
 
 
 class Commands(click.Group):
-    """The one place that turns failures into a line and an exit code."""
+    """Group of the commands; turns exceptions into an error message and an exit code."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands by task."""
@@ -64,10 +68,15 @@ class Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(command.name or "", command.get_short_help_str(room)) for command in commands])
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name the further help."""
+        formatter.write_paragraph()
+        formatter.write("See e3d COMMAND --help for options, and e3d help exit-codes for exit codes.\n")
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Translate former names of options, and for `train` the command line of google/e3d_lstm."""
+        """Translate former names of options and, for `train`, the flags of google/e3d_lstm."""
         if args:
             args, remarks = released_flags.translate(args[1:]) if args[0] == "train" else present_names(args)
             for remark in remarks:
@@ -75,14 +84,14 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; what it did stands when its output cannot be printed."""
+        """Run a command. If its output cannot be printed, the command still completes its work."""
         with lasting() as out:
             try:
                 result = super().main(*args, **extra)
             except SystemExit as end:
                 out.flush()
                 if out.lost is None or out.lost.errno == errno.EPIPE or end.code:
-                    raise  # the reader had enough, or the command ends with an error of its own
+                    raise  # the reader closed the pipe, or the command failed
                 click.echo(f"Error: stdout: {out.lost.strerror}; {NOT_PRINTED}", err=True)
                 raise SystemExit(system_error(out.lost)[1]) from out.lost
             if out.lost is not None and out.lost.errno != errno.EPIPE:
@@ -94,14 +103,14 @@ class Commands(click.Group):
             with as_guest(debug=bool(ctx.params.get("debug"))), terminable():
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click knows what to do
+            raise  # handled by click
         except KeyboardInterrupt as interrupt:
             from e3d_deploy.export.engines.watch import BUILDING
 
             click.echo("interrupted", err=True)
             if any(thread.name == BUILDING for thread in threading.enumerate()):
                 sys.stderr.flush()
-                os._exit(exit_code(interrupt))  # with TensorRT still at work, an orderly end would be a crash
+                os._exit(exit_code(interrupt))  # a normal exit would crash while TensorRT builds
             raise click.exceptions.Exit(exit_code(interrupt)) from None
         except Exception as error:
             if ctx.params.get("debug"):
@@ -113,9 +122,9 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="e3d")
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries log.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and log messages.")
 def main(debug: bool) -> None:
-    """E3D-LSTM video prediction, from training to the edge."""
+    """Train, export and run E3D-LSTM video prediction."""
 
 
 for commands in GROUPS.values():

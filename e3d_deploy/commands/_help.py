@@ -1,32 +1,120 @@
-"""Help of a command with many options, in groups, with examples at its end."""
+"""Help of the commands: options in groups, short metavars, defaults in words, and examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
+HELP_ALL = "e3d_deploy.help_all"
+"""Key of `Context.meta` that is set when the help shows all groups."""
+UNBROKEN = "\N{NON-BREAKING HYPHEN}"
+"""Stands for a hyphen while lines are wrapped, so that names such as --time-limit stay on one line."""
 
-class GroupedCommand(click.Command):
-    """A command whose help shows options in groups and ends with examples.
+
+class Option(click.Option):
+    """Option whose help shows `N` for a whole number, no range, and `show_default` without parentheses."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the names and the text of the option."""
+        record = super().get_help_record(ctx)
+        return None if record is None else (record[0], record[1].replace("-", UNBROKEN))
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Return the metavar."""
+        is_whole = isinstance(self.type, click.types.IntParamType)
+        return "N" if self.metavar is None and is_whole else super().make_metavar(ctx)
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Return the notes in brackets after the text."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        default = self.show_default if isinstance(self.show_default, str) else extra.get("default")
+        if default is not None:
+            extra["default"] = default.removesuffix(".0")
+        return extra
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Declare an option, like `click.option`, but of the class `Option`."""
+    return click.option(*names, **{"cls": Option, **attributes})
+
+
+class WithExamples(click.Command):
+    """Command whose help ends with examples.
 
     Args:
-        groups: parameter names by the title of their group; the others come last.
-        examples: command lines.
+        examples: command lines, each at most 76 characters long.
     """
 
-    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], examples: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.groups, self.examples = groups, examples
+        self.examples = examples
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options by group, then the examples."""
-        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
-        records = {one.name or "": record for one in options if (record := one.get_help_record(ctx))}
-        named = {name for names in self.groups.values() for name in names}
-        groups = {**self.groups, "Other options": [name for name in records if name not in named]}
-        for title, names in groups.items():
-            with formatter.section(title):
-                formatter.write_dl([records[name] for name in names])
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help."""
+        return super().get_help(ctx).replace(UNBROKEN, "-")
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each on one line."""
         with formatter.section("Examples"):
             for line in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class ExampleGroup(WithExamples, click.Group):
+    """Group of commands whose help ends with examples."""
+
+
+class GroupedCommand(WithExamples):
+    """Command whose help shows its options in groups.
+
+    Args:
+        groups: names of parameters by the title of their group; without groups, all options have one title.
+        more: groups that only `--help-all` shows. The command has this flag if there are such groups.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        more: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups, self.more = groups or {}, more or {}
+        if self.more:
+            self.params.append(
+                Option(
+                    ["--help-all"],
+                    is_flag=True,
+                    is_eager=True,
+                    expose_value=False,
+                    callback=_show_all,
+                    help="Show this message with all options and exit.",
+                )
+            )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by group. Options in no group, such as --help, come last."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option)]
+        records = {one.name or "": record for one in options if (record := one.get_help_record(ctx))}
+        grouped = {name for names in (*self.groups.values(), *self.more.values()) for name in names}
+        shown = {**self.groups, **(self.more if HELP_ALL in ctx.meta else {})}
+        rest = [name for name in records if name not in grouped]
+        for title, names in {**shown, "Help" if grouped else "Options": rest}.items():
+            with formatter.section(title):
+                formatter.write_dl([records[name] for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples and, if options are not shown, the flag that shows them."""
+        super().format_epilog(ctx, formatter)
+        if self.more and HELP_ALL not in ctx.meta:
+            formatter.write_paragraph()
+            formatter.write(f"Show all options: {ctx.command_path} --help-all\n")
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        ctx.meta[HELP_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()

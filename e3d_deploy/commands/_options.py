@@ -1,4 +1,4 @@
-"""Options that several commands take, and values that they are written as."""
+"""Options that several commands share, and parsers of their values."""
 
 import errno
 import math
@@ -10,22 +10,27 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from e3d_deploy.commands._help import Option, option
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
 MOST_FRAMES = 10_000
-"""Longest context, horizon or rollout that a command takes, and oldest state (frames)."""
+"""Maximum context, horizon, rollout length and state age that a command accepts (frames)."""
 OUTPUTS = {"--output", "--raw-output", "--jsonl"}
-"""Options whose paths are written, and need not be readable."""
+"""Options whose paths are written, so that they need not be readable."""
 
 
 class _Path(click.Path):
-    """A path that the system can look up, and can read if it is there and not the output."""
+    """Path that is not empty and, if it exists and is not an output path, can be read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path; let errors of the system become the command's own."""
+        """Return the path.
+
+        Raises:
+            OSError: the system cannot look up the path, or the existing file or folder cannot be read.
+        """
         text = os.fspath(value)
         if not text:
-            self.fail("got an empty text; give a path.", param, ctx)
+            self.fail("got an empty text, expected a path.", param, ctx)
         try:
             os.stat(text)
         except (FileNotFoundError, NotADirectoryError):
@@ -36,7 +41,7 @@ class _Path(click.Path):
 
 
 class Source(_Path):
-    """A path, or an address or `-`, as `parse_address` takes them; as text."""
+    """Path, address or `-`, as `parse_address` accepts them, kept as text."""
 
     name = "source"
 
@@ -44,7 +49,7 @@ class Source(_Path):
         super().__init__(readable=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the text; a path is looked up as others are."""
+        """Return the text; check a path like the paths of other options."""
         text = os.fspath(value)
         return text if text == "-" or "://" in text else str(super().convert(value, param, ctx))
 
@@ -52,13 +57,11 @@ class Source(_Path):
 PATH = _Path(path_type=Path, readable=False)
 BUNDLE = click.argument("bundle", type=PATH)
 BUNDLE_OR_MODEL = click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
-BUNDLE_OUTPUT = click.option(
-    "-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Folder of the bundle."
-)
+BUNDLE_OUTPUT = option("-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Bundle folder to write.")
 
 
-class _BackendOption(click.Option):
-    """An option whose help is written when it is shown, so that it names all backends that are registered then."""
+class _BackendOption(Option):
+    """Option whose help is composed when it is shown, so that it also names backends that a program registered."""
 
     def __init__(self, *args: Any, write: Callable[[], str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,19 +73,25 @@ class _BackendOption(click.Option):
 
 
 BACKEND = click.option(
-    "--backend", default="auto", cls=_BackendOption, write=lambda: f"auto, or one of {', '.join(BACKENDS)}."
+    "--backend",
+    default="auto",
+    metavar="NAME",
+    cls=_BackendOption,
+    write=lambda: f"Backend: auto, or one of {', '.join(BACKENDS)}.",
 )
-PROFILED = click.option("--backend", default=RECOMMENDED, cls=_BackendOption, write=lambda: f"{profiled()}.")
+PROFILED = click.option(
+    "--backend", default=RECOMMENDED, metavar="NAME", cls=_BackendOption, write=lambda: f"Backend: {profiled()}."
+)
 
 
 class Count(click.IntRange):
-    """A whole number up to a limit, beyond which the work would not end or not fit."""
+    """Whole number up to a limit, above which the work would take too long or too much memory."""
 
     def __init__(self, most: int, *, least: int = 1) -> None:
         super().__init__(min=least, max=most)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number, or say what is expected."""
+        """Return the number; refuse other values with the range that is expected."""
         try:
             return int(super().convert(value, param, ctx))
         except click.BadParameter:
@@ -90,7 +99,7 @@ class Count(click.IntRange):
 
 
 def threads_here(_: click.Context, __: click.Parameter, count: int | None) -> int | None:
-    """Check a number of threads against the machine's cores."""
+    """Refuse more threads than `check_threads` allows for the cores of this machine."""
     if count is None:
         return None
     from e3d_deploy.runtime.backends.registry import check_threads
@@ -98,98 +107,112 @@ def threads_here(_: click.Context, __: click.Parameter, count: int | None) -> in
     return check_threads(count)
 
 
-THREADS = click.option("--threads", type=click.IntRange(min=1), callback=threads_here, help="Threads within a step.")
-CONTEXT = click.option(
+THREADS = option(
+    "--threads",
+    type=click.IntRange(min=1),
+    callback=threads_here,
+    help="CPU threads that one step uses.",
+    show_default="chosen by the library",
+)
+CONTEXT = option(
     "--context",
     "context_length",
     type=Count(MOST_FRAMES),
-    help="Frames to look at; else those of the bundle or of training, or 10.",
+    help="Context: number of frames before the forecast.",
+    show_default="as trained, or 10",
 )
-HORIZON = click.option("--horizon", type=Count(MOST_FRAMES), help="Frames to predict; likewise.")
-EVERY = click.option("--every", type=int, metavar="N", help="Take every N-th frame of the source.")
-RESAMPLE = click.option(
+HORIZON = option(
+    "--horizon", type=Count(MOST_FRAMES), help="Number of frames to predict.", show_default="as trained, or 10"
+)
+EVERY = option("--every", type=int, metavar="N", help="Use every N-th frame of the source.")
+RESAMPLE = option(
     "--resample",
     type=float,
     metavar="FPS",
-    help="Take the frames nearest in time to FPS a second, dropping or repeating some.",
+    help="Resample the source to FPS frames per second; drops or repeats frames.",
 )
-LAYOUT = click.option(
+LAYOUT = option(
     "--layout",
-    metavar="LETTERS",
-    help="Axes of arrays: N (or B) clips, T frames, C colours, H, W, such as NTHW; else found out by their shapes.",
+    metavar="AXES",
+    help="Axes of arrays, such as NTHW: N (or B) clips, T frames, C channels, H height, W width.",
+    show_default="inferred from the shape",
 )
-SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
+SKIP_BAD = option("--skip-bad", is_flag=True, help="Skip unreadable files with a warning.")
 
 
 def is_given(name: str) -> bool:
-    """Return True if an option of the command that runs was given, by the name of its parameter."""
+    """Return True if the user gave an option of the running command.
+
+    Args:
+        name: name of the option's parameter.
+    """
     defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     return click.get_current_context().get_parameter_source(name) not in defaults
 
 
 def check_zoom(output: Path | None) -> None:
-    """Refuse --zoom where no picture is written."""
+    """Refuse --zoom if no picture is written."""
     if is_given("zoom") and (output is None or output.suffix.lower() == ".npz"):
         kind = "without -o" if output is None else "with .npz"
-        raise click.UsageError(f"--zoom enlarges videos and pictures, and means nothing {kind}; leave it out")
+        raise click.UsageError(f"--zoom enlarges videos and pictures, and has no effect {kind}; leave it out")
 
 
-def json_option(text: str = "As JSON.") -> Callable[[Any], Any]:
-    """`--json`, and what of the result it shows."""
-    return click.option("--json", "json_", is_flag=True, help=text)
+def json_option(text: str = "Print the result as JSON.") -> Callable[[Any], Any]:
+    """Return the option `--json` with a help text."""
+    return option("--json", "json_", is_flag=True, help=text)
 
 
 def overwrite_option(what: str) -> Callable[[Any], Any]:
-    """`--overwrite`, for a command that otherwise leaves what is there alone."""
-    return click.option("--overwrite", is_flag=True, help=f"Replace a {what} that is there.")
+    """Return the option `--overwrite`, for a command that otherwise refuses to replace existing files."""
+    return option("--overwrite", is_flag=True, help=f"Replace an existing {what}.")
 
 
 class Finite(click.FloatRange):
-    """A range without infinity and NaN, which click takes for numbers in it."""
+    """Range of finite numbers. The range of click also accepts NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """`48,40` or `64x64` as integers."""
+    """Parse integers such as `48,40` or `64x64`."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of integers such as 64,64") from error
+        raise click.BadParameter(f"got {text!r}, expected whole numbers such as 64,64 or 64x64") from error
 
 
 def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
-    """`torch,onnxruntime` as names, each once."""
+    """Parse names such as `torch,onnxruntime`; refuse empty and repeated names."""
     found = [part.strip() for part in text.split(",")]
     if not all(found):
-        raise click.BadParameter(f"{text!r} is not a list of names with commas between them")
+        raise click.BadParameter(f"got {text!r}, expected names separated by commas")
     if len(set(found)) < len(found):
-        raise click.BadParameter(f"{text!r} names one twice")
+        raise click.BadParameter(f"got {text!r}, expected each name once")
     return tuple(found)
 
 
 def counts(most: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
-    """Return what reads `1,2,4` as integers from 1 to `most`."""
+    """Return a callback that parses integers such as `1,2,4`, each from 1 to `most`."""
 
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
         found = numbers(context, parameter, text)
         if found is not None and min(found) < 1:
-            raise click.BadParameter(f"{text!r} holds a number below 1")
+            raise click.BadParameter(f"got {text!r}, expected numbers of 1 or more")
         if found is not None and max(found) > most:
-            raise click.BadParameter(f"{text!r} holds a number above {most:,}; give smaller ones")
+            raise click.BadParameter(f"got {text!r}, expected numbers up to {most:,}")
         return found
 
     return read
 
 
 def milliseconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """`33ms` or `0.5s` as milliseconds."""
+    """Parse a time such as `33ms` or `0.5s`; return milliseconds."""
     if text is None:
         return None
     number = text.removesuffix("ms") if text.endswith("ms") else text.removesuffix("s")
@@ -198,5 +221,5 @@ def milliseconds(_: click.Context, __: click.Parameter, text: str | None) -> flo
     except ValueError:
         value = 0.0
     if not (text.endswith("s") and 0 < value < float("inf")):
-        raise click.BadParameter(f"{text!r} is no time above 0 with its unit, such as 33ms or 0.5s")
+        raise click.BadParameter(f"got {text!r}, expected a time above 0 with its unit, such as 33ms or 0.5s")
     return value

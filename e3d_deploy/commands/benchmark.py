@@ -1,4 +1,4 @@
-"""`e3d benchmark`: how long a step takes, and what else one would have timed."""
+"""`e3d benchmark`: times steps, forecasts and streams on several backends."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_table, streams_table
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Count, Finite, counts, json_option, milliseconds, names
 from e3d_deploy.commands._output import as_json, check_picture, verdict, warn, working
@@ -18,39 +19,80 @@ if TYPE_CHECKING:
 
 
 FPS, TOLERANCE = 30.0, 0.1
-"""Defaults of --fps and --tolerance, applied in the body so that it can tell whether the options were given."""
+"""Defaults of --fps and --tolerance, applied in the body, which has to know if the options were given."""
+GROUPS = {
+    "Work": ("backends", "what", "renewal", "streams", "latency_goal", "fps"),
+    "Measurement": ("threads", "seconds", "repeats", "memory"),
+    "Comparison with an earlier run": ("baseline", "tolerance"),
+    "Output": ("picture", "json_"),
+}
+EXAMPLES = (
+    "e3d benchmark small.e3d --backends torch,onnxruntime --threads 1",
+    "e3d benchmark small.e3d --what stream --latency-goal 33ms --fps 25",
+)
 
 
-@click.command()
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE
-@click.option("--backends", default="torch,onnxruntime", callback=names, help="Names; the first is compared with.")
-@click.option("--what", default="step", callback=names, help="Names of step, stream, rollout, clip, end-to-end.")
-@click.option(
-    "--renewal", help="none, refresh:M or replay, of --what stream and --streams; else as the model asks for."
+@option(
+    "--backends",
+    default="torch,onnxruntime",
+    callback=names,
+    metavar="NAMES",
+    help="Backends to time. Ratios are relative to the first.",
+)
+@option(
+    "--what",
+    default="step",
+    callback=names,
+    metavar="NAMES",
+    help="Work to time: any of step, stream, rollout, clip, end-to-end.",
+)
+@option(
+    "--renewal",
+    metavar="RULE",
+    help="Renewal of old states: none, refresh:M or replay; requires --what stream, --streams or --latency-goal.",
+    show_default="that of the model",
 )
 @THREADS
-@click.option(
+@option(
     "--seconds",
     type=Finite(min=0, max=3600, min_open=True),
     default=1.0,
-    help="Length of a block; each backend runs --repeats of them and the warm-up.",
+    metavar="S",
+    help="Duration of one timed block (seconds).",
 )
-@click.option("--repeats", type=Count(1000, least=5), default=5, help="Blocks of each backend, in turn.")
-@click.option("--streams", callback=counts(1024), help="Numbers of streams such as 1,2,4: the time of a round of each.")
-@click.option("--latency-goal", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
-@click.option(
+@option("--repeats", type=Count(1000, least=5), default=5, help="Timed blocks of each backend.")
+@option(
+    "--streams",
+    callback=counts(1024),
+    metavar="N,N,…",
+    help="Numbers of streams, such as 1,2,4: time a round of each number.",
+)
+@option(
+    "--latency-goal",
+    callback=milliseconds,
+    metavar="TIME",
+    help="Find how many streams have a p99 below this time, such as 33ms.",
+)
+@option(
     "--fps",
     type=Finite(min=0, max=100_000, min_open=True),
-    help="Frames a second of each such stream.",
-    show_default=str(FPS),
+    metavar="FPS",
+    help="Frames per second of each stream; requires --latency-goal.",
+    show_default=f"{FPS:g}",
 )
-@click.option("--memory/--no-memory", default=True, help="Peak memory, of a process for each backend.")
-@click.option("--baseline", type=PATH, help="What an earlier run printed with --json: exit 3 when slower now.")
-@click.option(
-    "--tolerance", type=Finite(min=0), help="How much slower is allowed, as a share.", show_default=str(TOLERANCE)
+@option("--memory/--no-memory", default=True, help="Measure peak memory, in one process per backend.")
+@option("--baseline", type=PATH, help="Result of an earlier run with --json; exit with 3 if this run is slower.")
+@option(
+    "--tolerance",
+    type=Finite(min=0),
+    metavar="SHARE",
+    help="Allowed slowdown as a fraction; requires --baseline.",
+    show_default=str(TOLERANCE),
 )
-@click.option("--picture", type=PATH, help="Draw the times, and the streams, into this PNG.")
-@json_option("Everything, with the environment, as JSON.")
+@option("--picture", type=PATH, help="PNG file for a plot of the times.")
+@json_option("Print all results and the environment as JSON.")
 def benchmark(
     bundle: Path,
     backends: tuple[str, ...],
@@ -68,7 +110,10 @@ def benchmark(
     picture: Path | None,
     json_: bool,
 ) -> None:
-    """Time several backends in turn, and say how right each is."""
+    """Time several backends and compare their results with PyTorch.
+
+    The backends are measured alternately, so that load on the machine affects all of them alike.
+    """
     from contextlib import ExitStack
     from dataclasses import replace
 
@@ -79,11 +124,11 @@ def benchmark(
     from e3d_deploy.runtime.backends.registry import open_backend
 
     if fps is not None and latency_goal is None:
-        raise click.UsageError("--fps is of the streams of --latency-goal: give both, or neither.")
+        raise click.UsageError("--fps requires --latency-goal; give both, or neither")
     if tolerance is not None and baseline is None:
-        raise click.UsageError("--tolerance is of --baseline: give both, or neither.")
+        raise click.UsageError("--tolerance requires --baseline; give both, or neither")
     if renewal is not None and not ("stream" in what or streams or latency_goal):
-        raise click.UsageError("--renewal is for streams; give --what stream, --streams or --latency-goal with it.")
+        raise click.UsageError("--renewal requires --what stream, --streams or --latency-goal; give one of them too")
     check_picture(picture, bundle, baseline)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
@@ -112,14 +157,17 @@ def benchmark(
     if result.baseline is not None:
         baseline_remarks(result.baseline)
         if result.baseline.comparable and not result.baseline.rows:
-            warn("no verdict: the baseline has none of these rows")
+            warn("no verdict: the baseline and this run have no row in common")
         elif result.baseline.comparable:
             slower = regressions(result.baseline)
-            verdict(not slower, "; ".join(slower) or "nothing is slower than the baseline allows")
+            verdict(not slower, "; ".join(slower) or "no row is slower than the tolerance allows")
 
 
 def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
-    """Plays a real video for ever; None where none can be decoded."""
+    """Return a function that plays a real video in a loop.
+
+    The result is None if the video library is missing or the frames are neither gray nor RGB.
+    """
     from e3d_deploy.data import clips
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.remarks import Remarks

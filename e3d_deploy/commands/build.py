@@ -1,4 +1,4 @@
-"""`e3d build`: TensorRT engines of a bundle."""
+"""`e3d build`: builds TensorRT engines for a bundle."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 
 from e3d_deploy.commands._engines import TARGETS, show_engines
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle, open_cache
 from e3d_deploy.commands._options import BUNDLE, PATH, Finite, is_given, names
 from e3d_deploy.commands._output import next_command, warn, working
@@ -13,61 +14,91 @@ from e3d_deploy.config import HardwareCompatibility
 
 
 def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """`8` as streams that are always 8, `1,8,16` as 1 to 16 of them, mostly 8."""
+    """Parse batch sizes: `8` is (8, 8, 8); `1,8,16` is the smallest, usual and largest one."""
     try:
         parts = [[int(part) for part in text.split(",")] for text in texts]
     except ValueError as error:
-        raise click.BadParameter(f"{', '.join(texts)!r}: expected streams such as 8, or 1,8,16") from error
+        raise click.BadParameter(f"got {', '.join(texts)!r}, expected batch sizes such as 8 or 1,8,16") from error
     return tuple(tuple(part * 3 if len(part) == 1 else part) for part in parts)
 
 
-@click.command()
-@BUNDLE
-@click.option("--target", type=TARGETS, help="Which builder; else the one that is installed here.")
-@click.option(
-    "--graphs",
-    callback=lambda context, option, text: () if text is None else names(context, option, text),
-    metavar="step,rollout,clip",
-    help="Graphs to build; else all of the bundle. Streams run on the step alone.",
+GROUPS = {
+    "Engines": ("target", "graphs", "batches", "optimization_level", "workspace_mb", "refittable", "timing_cache"),
+    "Supported GPUs and versions": ("compute_capabilities", "hardware_compatibility", "version_compatible"),
+    "Engine cache": ("cache_folder", "cache_limit_gb"),
+}
+EXAMPLES = (
+    "e3d build small.e3d --graphs step",
+    "e3d build small.e3d --target tensorrt-rtx --compute-capability 8.6,8.9",
 )
-@click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory for kernels; else all there is.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), default=3, help="0 builds quickly, 5 runs quickly.")
-@click.option(
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
+@BUNDLE
+@option(
+    "--target",
+    type=TARGETS,
+    help="TensorRT library to build for.",
+    show_default="the installed one",
+)
+@option(
+    "--graphs",
+    callback=lambda context, parameter, text: () if text is None else names(context, parameter, text),
+    metavar="NAMES",
+    help="Graphs to build: any of step, rollout, clip. Streams need only step.",
+    show_default="all graphs of the bundle",
+)
+@option(
+    "--workspace-mb",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    help="Maximum scratch memory of the builder (MB).",
+    show_default="all GPU memory",
+)
+@option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    default=3,
+    help="Optimization level from 0 (fast build) to 5 (fast engine).",
+)
+@option(
     "--batch-bucket",
     "batches",
     multiple=True,
     callback=buckets,
     metavar="N|MIN,OPT,MAX",
-    help="Streams that run at once, where the graphs leave it open; each bucket becomes a profile. Else 1; for the "
-    "step also 2.",
+    help="Batch size, or range of batch sizes, to optimize for; repeatable. Requires graphs exported with --batch any.",
+    show_default="1, and 2 for the step graph",
 )
-@click.option(
+@option(
     "--compute-capability",
     "compute_capabilities",
     metavar="8.6,8.9",
-    help="tensorrt-rtx: the GPUs that the engine is for; else all that the library knows.",
+    help="Compute capabilities of the GPUs to build for (tensorrt-rtx only).",
+    show_default="all that the library supports",
 )
-@click.option(
+@option(
     "--hardware-compatibility",
     type=click.Choice(get_args(HardwareCompatibility)),
     default="none",
-    help="tensorrt: GPUs that the engine runs on beside this one.",
+    help="Other GPUs that can run the engine (tensorrt only).",
 )
-@click.option("--version-compatible", is_flag=True, help="tensorrt: let a later TensorRT run the engine.")
-@click.option("--refit", "refittable", is_flag=True, help="Let `e3d refit` give the engine other weights.")
-@click.option("--timing-cache", type=PATH, help="tensorrt: file that keeps how fast kernels were, for later builds.")
-@click.option(
+@option("--version-compatible", is_flag=True, help="Allow later TensorRT versions to run the engine (tensorrt only).")
+@option("--refit", "refittable", is_flag=True, help="Allow `e3d refit` to replace the weights of the engine.")
+@option("--timing-cache", type=PATH, help="File of kernel timings that later builds reuse (tensorrt only).")
+@option(
     "--cache",
     "cache_folder",
-    metavar="DIR|none",
-    help="Folder of engines to take again, and to keep these in.",
+    metavar="PATH|none",
+    help="Folder of the engine cache, or none.",
     show_default="~/.cache/e3d_deploy",
 )
-@click.option(
+@option(
     "--cache-limit-gb",
     type=Finite(min=0),
     default=10.0,
-    help="Beyond, engines that were not used for longest are removed.",
+    metavar="GB",
+    help="Maximum size of the cache (GB); the least recently used engines are removed.",
 )
 def build(
     bundle: Path,
@@ -80,20 +111,23 @@ def build(
     cache_limit_gb: float,
     **options: Any,
 ) -> None:
-    """Build a TensorRT engine of each graph of BUNDLE, or take it from the cache."""
+    """Build TensorRT engines for the graphs of a bundle.
+
+    Engines in the engine cache are reused.
+    """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.config import EngineConfig
     from e3d_deploy.export.engines.build import build as build_engines
     from e3d_deploy.export.engines.choose import check_graphs, cost, default_target
 
     if cache_folder == "none" and is_given("cache_limit_gb"):
-        raise click.UsageError("--cache-limit-gb means nothing with --cache none; leave it out")
+        raise click.UsageError("--cache-limit-gb has no effect with --cache none; leave it out")
     check_apart(timing_cache, bundle)
     if cache_folder not in (None, "none"):
         check_apart(Path(cache_folder), bundle)
     if target is None:
         target = default_target()
-        click.echo(f"target: {target}, the library that is installed here", err=True)
+        click.echo(f"target: {target}, the installed library", err=True)
     config = EngineConfig(
         workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
         compute_capabilities=() if compute_capabilities is None else tuple(compute_capabilities.split(",")),
@@ -106,7 +140,7 @@ def build(
     except OSError as error:
         if cache_folder is not None:
             raise
-        click.echo(f"nothing is cached: {error.filename}: {error.strerror}", err=True)
+        click.echo(f"the engines are not cached: {error.filename}: {error.strerror}", err=True)
     opened = open_bundle(bundle)
     graphs = check_graphs(opened, graphs)
     click.echo(cost(opened, graphs, target), err=True)
@@ -121,5 +155,5 @@ def build(
             remark=lambda text: click.echo(text, err=True),
         )
     show_engines(target, sidecars)
-    warn("built, not run: what a plan computes is unproved")
+    warn("the engines were built and not run, so their results are not verified")
     next_command("verify", bundle, "--backend", target, how=", on a machine with an NVIDIA GPU")

@@ -1,4 +1,4 @@
-"""`e3d cache`: engines that are kept."""
+"""`e3d cache`: lists, removes and verifies the engines in the engine cache."""
 
 import shlex
 from pathlib import Path
@@ -6,32 +6,33 @@ from typing import TYPE_CHECKING
 
 import click
 
+from e3d_deploy.commands._help import ExampleGroup, GroupedCommand, option
 from e3d_deploy.commands._options import json_option
 from e3d_deploy.commands._output import as_json, megabytes, table, verdict, warn, working
 
 if TYPE_CHECKING:
     from e3d_deploy.export.engines.cache import EngineCache
 
-CACHE = click.option(
+CACHE = option(
     "--cache",
     "cache_folder",
-    metavar="DIR",
-    help="Folder of engines to take again.",
+    metavar="PATH",
+    help="Folder of the engine cache.",
     show_default="~/.cache/e3d_deploy",
 )
 
 
-@click.group()
+@click.group(cls=ExampleGroup, examples=("e3d cache ls", "e3d cache rm 4f1d2a9c03be"))
 def cache() -> None:
-    """Look after the engines that `e3d build` keeps to take again."""
+    """List, remove and verify the engines that `e3d build` caches."""
 
 
-@cache.command("ls")
+@cache.command("ls", cls=GroupedCommand, examples=("e3d cache ls", "e3d cache ls --cache engines --json"))
 @CACHE
 @json_option()
 def cache_ls(cache_folder: str | None, json_: bool) -> None:
-    """Show the engines, that which was used last at the end."""
-    opened = there(cache_folder)
+    """List the cached engines, the most recently used one last."""
+    opened = open_existing(cache_folder)
     entries = opened.entries()
     damaged = sorted(set(opened.keys()) - {one.key for one in entries})
     if json_:
@@ -68,35 +69,41 @@ def cache_ls(cache_folder: str | None, json_: bool) -> None:
     click.echo(f"{len(entries)} engines, {megabytes(sum(one.nbytes for one in entries))} in {opened.folder}", err=True)
 
 
-@cache.command("rm")
+@cache.command("rm", cls=GroupedCommand, examples=("e3d cache rm 4f1d2a9c03be", "e3d cache rm --all"))
 @click.argument("keys", metavar="KEY...", nargs=-1)
-@click.option("--all", "all_", is_flag=True, help="Remove all of them.")
+@option("--all", "all_", is_flag=True, help="Remove all engines.")
 @CACHE
 def cache_rm(keys: tuple[str, ...], all_: bool, cache_folder: str | None) -> None:
-    """Remove engines by the beginnings of their keys."""
+    """Remove engines from the cache.
+
+    KEY is the key of an engine, as `e3d cache ls` lists it, or its first characters.
+    """
     from e3d_deploy.errors import ConfigError
 
     if bool(keys) == all_:
-        raise ConfigError("give keys, or --all")
-    opened = there(cache_folder)
+        raise ConfigError("KEY: got keys and --all, or neither; give keys or --all")
+    opened = open_existing(cache_folder)
     for key in opened.keys() if all_ else [opened.matching(prefix) for prefix in keys]:
         opened.remove(key)
         click.echo(key)
 
 
-@cache.command("verify")
+@cache.command("verify", cls=GroupedCommand, examples=("e3d cache verify", "e3d cache verify --cache engines"))
 @CACHE
 def cache_verify(cache_folder: str | None) -> None:
-    """Hash every engine, and say which are damaged; `e3d build` uses none of those."""
+    """Find damaged engines by comparing hashes.
+
+    `e3d build` does not use damaged engines.
+    """
     from e3d_deploy.errors import CacheError
 
-    opened = there(cache_folder)
+    opened = open_existing(cache_folder)
     with working(f"hashing {opened.folder}"):
         damaged = opened.damaged()
     for key, problem in damaged.items():
         click.echo(f"{key[:12]}: {problem}")
     if not opened.keys():
-        warn(f"no verdict: {opened.folder} holds no engine")
+        warn(f"no verdict: {opened.folder} has no engines")
         return
     text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
     where = ["--cache", cache_folder] if cache_folder else []
@@ -104,8 +111,8 @@ def cache_verify(cache_folder: str | None) -> None:
     verdict(not damaged, text, remedy=f"`{command}` removes them", failure=CacheError)
 
 
-def there(folder: str | None) -> "EngineCache":
-    """A cache that some build made."""
+def open_existing(folder: str | None) -> "EngineCache":
+    """Open an existing engine cache."""
     from e3d_deploy.export.engines.cache import EngineCache
     from e3d_deploy.files import cache_folder
 

@@ -1,10 +1,11 @@
-"""`e3d data`: what a model would learn from."""
+"""`e3d data`: shows the data that a model would be trained on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
+from e3d_deploy.commands._help import ExampleGroup, GroupedCommand, option
 from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 from e3d_deploy.config import Fit
@@ -17,21 +18,32 @@ if TYPE_CHECKING:
     from e3d_deploy.data.inspect import DataContents
 
 
-@click.group()
-def data() -> None:
-    """Look at data before a model learns from it."""
-
-
-@data.command("inspect")
-@click.argument("source_", metavar="SOURCE")
-@click.option("--image-size", default="64x64", callback=numbers, help="Height x width that the model takes, pixels.")
-@click.option("--channels", type=Count(1024), default=1, help="Colours of a frame.")
-@click.option(
-    "--fit", type=click.Choice(get_args(Fit)), default="stretch", help="How pictures of another shape become frames."
+EXAMPLES = (
+    "e3d data inspect clips/ --picture sheet.png",
+    "e3d data inspect clips.npz --image-size 48x64 --channels 3 --layout NTHWC",
 )
-@click.option("--length", type=Count(MOST_FRAMES), default=20, help="Frames of a window, context and horizon.")
-@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Which one to look into.")
-@click.option("--picture", type=PATH, help="Draw windows of the split into this PNG.")
+GROUPS = {
+    "Frames": ("image_size", "channels", "fit", "length"),
+    "Reading": ("split", "layout", "skip_bad"),
+    "Output": ("picture", "json_"),
+}
+
+
+@click.group(cls=ExampleGroup, examples=EXAMPLES)
+def data() -> None:
+    """Inspect data before training."""
+
+
+@data.command("inspect", cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
+@click.argument("source_", metavar="SOURCE")
+@option("--image-size", default="64x64", callback=numbers, metavar="HxW", help="Frame height x width (pixels).")
+@option("--channels", type=Count(1024), default=1, help="Channels of a frame: 1 gray, 3 RGB.")
+@option(
+    "--fit", type=click.Choice(get_args(Fit)), default="stretch", help="Way to fit pictures of another aspect ratio."
+)
+@option("--length", type=Count(MOST_FRAMES), default=20, help="Context and horizon of a training clip (frames).")
+@option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Split to inspect.")
+@option("--picture", type=PATH, help="PNG file for a contact sheet of the split.")
 @LAYOUT
 @SKIP_BAD
 @json_option()
@@ -47,7 +59,10 @@ def inspect_data(
     skip_bad: bool,
     json_: bool,
 ) -> None:
-    """Show what SOURCE holds: its kind, its splits, and some of its frames."""
+    """Show the kind, splits, frames and clip lengths of SOURCE.
+
+    SOURCE is a file or folder of arrays, videos or pictures. The last line suggests a command that trains on it.
+    """
     from e3d_deploy.data import inspect as look
     from e3d_deploy.data.form import Form
 
@@ -74,31 +89,38 @@ def inspect_data(
         click.echo(picture, err=json_)
     train = found.splits["train"]
     if isinstance(train, look.SplitError):
-        click.echo("no training yet: mend the train split first", err=True)
+        click.echo("training is not possible: the train split has the error above; repair it first", err=True)
         return
     if isinstance(found.splits["valid"], look.SplitError):
-        click.echo("no training yet: mend the valid split first, or train with --valid and another source", err=True)
+        click.echo(
+            "training is not possible: the valid split has the error above; repair it, or give --valid-data to "
+            "`e3d train`",
+            err=True,
+        )
         return
     spare = max(0.0, train.lengths.median - length)
     suggest_training(source_, form, length=length, spare=spare, skip_bad=skip_bad, timed=not json_)
 
 
 def suggest_training(source: str, form: "Form", *, length: int, spare: float, skip_bad: bool, timed: bool) -> None:
-    """Print the command that trains on a source, sized so that it ends within hours on this machine, and its duration.
+    """Print a command that trains on a source within hours on this machine, and its estimated duration.
 
     Args:
-        spare: frames that a clip has beyond a window.
-        skip_bad: leave out what cannot be read, as here.
-        timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
+        source: file or folder, as the user gave it.
+        form: size, channels, fit and layout of the frames.
+        length: context and horizon together (frames).
+        spare: frames of the median clip in addition to `length`.
+        skip_bad: suggest --skip-bad.
+        timed: choose the preset by timing a training step (takes seconds); otherwise suggest the smallest preset.
     """
     from e3d_deploy.training.sizes import fitting_patch, size_arguments
 
     if fitting_patch(form.image_size, at_most=1) is None:
-        click.echo("frames of this size cannot be cut into few enough patches; look again with --image-size 64x64,"
-                   " or another whose sides have a common divisor", err=True)  # fmt: skip
+        click.echo("no patch size suits frames of this size, because their sides have no suitable common divisor; try "
+                   "another, such as --image-size 64x64", err=True)  # fmt: skip
         return
     context_length, horizon = length - length // 2, length // 2
-    # A clip of one frame is no window to train on, and 20 frames are the default.
+    # The options are left out for 20 frames, the default, and for 1, which cannot be split into context and horizon.
     window = () if length in (1, 20) else ("--context", context_length, "--horizon", horizon)
     sizes = size_arguments("tiny", form.image_size)
     if horizon and timed and is_importable("torch"):
@@ -110,8 +132,8 @@ def suggest_training(source: str, form: "Form", *, length: int, spare: float, sk
         assert plan is not None  # a patch fits
         sizes = plan.arguments
         click.echo(
-            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine with validations, {plan.steps} "
-            f"steps of {plan.step_s:.2g} s as timed now",
+            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine including validation, for "
+            f"{plan.steps} steps of {plan.step_s:.2g} s (just timed)",
             err=True,
         )
     size = "x".join(map(str, form.image_size))
@@ -125,7 +147,7 @@ def suggest_training(source: str, form: "Form", *, length: int, spare: float, sk
 
 
 def show_data(found: "DataContents") -> None:
-    """Print the content of data as tables."""
+    """Print the description of a source as tables."""
     from e3d_deploy.data.inspect import SplitError
 
     frame, values = found.frame, found.values
@@ -143,7 +165,7 @@ def show_data(found: "DataContents") -> None:
         ],
     )
     click.echo()
-    columns = ["split", "clips", f"windows of {found.length}", "frames: least", "median", "most", "held out"]
+    columns = ["split", "clips", f"windows of {found.length}", "shortest clip", "median", "longest", "held out"]
     table(
         [*columns, "skipped", "short"],
         [

@@ -1,19 +1,28 @@
-"""`e3d demo`: the whole path at once."""
+"""`e3d demo`: runs the whole workflow on trained models."""
 
 from pathlib import Path
 
 import click
 
 from e3d_deploy.commands._benchmark_tables import benchmark_table
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._options import PATH
 from e3d_deploy.commands._output import next_command, table, verdict, working
 
 
-@click.command()
-@click.option("-o", "--output", type=PATH, default=Path("demo-output"), help="Folder for the results.")
-@click.option("--full", is_flag=True, help="Show the full-size model of a checkout; takes minutes, builds no engines.")
+@click.command(cls=GroupedCommand, examples=("e3d demo", "e3d demo --full -o demo-full"))
+@option("-o", "--output", type=PATH, default=Path("demo-output"), help="Folder for the results.")
+@option(
+    "--full",
+    is_flag=True,
+    help="Use the full-size model of the git repository instead of the small models of the package. Takes minutes and "
+    "builds no engines.",
+)
 def demo(output: Path, full: bool) -> None:
-    """The whole path on the trained models: export, build, verify, forecast, benchmark, report."""
+    """Run the whole workflow on trained models.
+
+    Exports, builds engines, verifies, forecasts and benchmarks, and writes a report.
+    """
     from e3d_deploy.demo.exhibits import FULL
     from e3d_deploy.demo.tour import SHIPPED, tour
 
@@ -30,7 +39,7 @@ def demo(output: Path, full: bool) -> None:
         click.echo(gif)
     if result.drifting:
         names = ", ".join(result.drifting)
-        verdict(False, f"{names}: drifts from PyTorch beyond its budget", remedy="see the report")
+        verdict(False, f"{names}: differs from PyTorch by more than its budget", remedy="see the report")
     else:
         verdict(True, "the exported graphs compute what PyTorch computes")
     if result.live is not None:

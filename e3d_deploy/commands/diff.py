@@ -1,4 +1,4 @@
-"""`e3d diff`: differences between two bundles or model files."""
+"""`e3d diff`: compares two bundles or model files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,19 +6,23 @@ from typing import Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._options import PATH, json_option
 from e3d_deploy.commands._output import as_json, grouped, table, verdict, working
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    examples=("e3d diff older.e3d newer.e3d", "e3d diff small.e3d runs/small/model.safetensors --exit-code"),
+)
 @click.argument("one", metavar="A", type=PATH)
 @click.argument("other", metavar="B", type=PATH)
-@click.option("--exit-code", is_flag=True, help="End with 3 where they differ.")
+@option("--exit-code", is_flag=True, help="Exit with 3 if A and B differ.")
 @json_option()
 def diff(one: Path, other: Path, exit_code: bool, json_: bool) -> None:
-    """Show what differs between A and B: bundles, model files, or one of each.
+    """Show the differences between two bundles or model files.
 
-    Names and times at which they were made do not count.
+    A may be a bundle and B a model file, or the reverse. File names and creation times are ignored.
     """
     from e3d_deploy.diff import diff as compare
 
@@ -36,14 +40,14 @@ def diff(one: Path, other: Path, exit_code: bool, json_: bool) -> None:
 
 
 def show_difference(found: Mapping[str, Any]) -> None:
-    """Print what `e3d diff` found, as tables."""
+    """Print the differences as tables."""
     for name in found["differs_in"]:
         if name != "weights":
             rows = [(key, *(grouped(value)[:60] for value in pair)) for key, pair in found[name].items()]
             table([name, "A", "B"], rows, left=3)
             click.echo()
     weights = found["weights"]
-    for text, names in (("in A alone", weights["only_a"]), ("in B alone", weights["only_b"])):
+    for text, names in (("only in A", weights["only_a"]), ("only in B", weights["only_b"])):
         if names:
             click.echo(f"weights {text}: {', '.join(names)}")
     if weights["shapes"]:
@@ -67,5 +71,5 @@ def show_difference(found: Mapping[str, Any]) -> None:
 
 
 def scientific(value: float | None) -> str:
-    """Format a difference for a table."""
+    """Format a number with two digits, or `–` if it is None."""
     return "–" if value is None else f"{value:.1e}"

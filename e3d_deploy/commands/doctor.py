@@ -1,27 +1,31 @@
-"""`e3d doctor`: what this machine has and lacks."""
+"""`e3d doctor`: shows which libraries, devices and backends this machine has."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._options import PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, table, verdict, warn, working
 
 
-@click.command()
-@click.option("--bundle", type=PATH, help="Say also which backend auto takes for it here, and why.")
-@click.option("--again", is_flag=True, help="With --bundle: choose again instead of taking what was chosen before.")
+@click.command(cls=GroupedCommand, examples=("e3d doctor", "e3d doctor --bundle small.e3d --again"))
+@option("--bundle", type=PATH, help="Bundle for which to show the backend that auto selects, and the reason.")
+@option("--again", is_flag=True, help="Select the backend anew instead of reusing the last choice; requires --bundle.")
 @THREADS
 @json_option()
 def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -> None:
-    """Say what this machine has, what it lacks, what that costs and how to get it."""
+    """Check which libraries, devices and backends this machine has.
+
+    Shows what each library provides and how to install a missing one.
+    """
     from e3d_deploy.doctor import examine
 
     if again and bundle is None:
-        raise click.UsageError("--again is of --bundle: give both, or neither.")
+        raise click.UsageError("--again requires --bundle; give both, or neither")
     if threads is not None and bundle is None:
-        raise click.UsageError("--threads is of --bundle: give both, or neither.")
+        raise click.UsageError("--threads requires --bundle; give both, or neither")
     found = examine()
     if bundle is not None:
         found["choice"] = _choice(bundle, threads, again)
@@ -35,11 +39,11 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
         f"GPU: {machine['gpu'] or '–'}"
     )
     table(
-        ["library", "version", "gives", "get it by"],
+        ["library", "version", "provides", "install with"],
         [(one["library"], one["version"] or "–", one["gives"], one["get"] or "") for one in found["libraries"]],
         left=4,
     )
-    click.echo(f"contacts: {found['contacts']}")
+    click.echo(f"telemetry: {found['contacts']}")
     click.echo(f"cache: {found['cache']}")
     if "choice" in found:
         click.echo()
@@ -51,12 +55,12 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
             ],
             left=3,
         )
-        click.echo(f"auto takes {found['choice']['backend']} for {bundle}")
+        click.echo(f"auto selects {found['choice']['backend']} for {bundle}")
     for warning in found["warnings"]:
         warn(warning)
     ready = [name for name, there in found["backends"].items() if there]
     if ready:
-        verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify` proves them on a bundle")
+        verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify BUNDLE` checks their results")
     else:
         from e3d_deploy.runtime.backends.specs import RECOMMENDED, find
 

@@ -1,10 +1,11 @@
-"""`e3d evaluate`: forecasts measured against what came."""
+"""`e3d evaluate`: compares forecasts with the truth."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
@@ -32,19 +33,28 @@ if TYPE_CHECKING:
     from e3d_deploy.evaluation import Evaluation
 
 
-@click.command()
-@BUNDLE_OR_MODEL
-@click.option(
-    "--data",
-    default="moving-mnist",
-    metavar="SOURCE",
-    help="moving-mnist, or a file or folder: the original's .npz, mnist_test_seq.npy, KTH, videos, pictures, clips.",
+GROUPS = {
+    "Data": ("data", "split", "most", "every", "resample", "layout", "skip_bad"),
+    "Forecast": ("context_length", "horizon", "backend", "threads"),
+    "Metrics": ("convention", "lpips_weights"),
+    "Age of a stream's state": ("streaming", "ages", "renewals", "record"),
+    "Output": ("output", "samples", "json_"),
+    "Third-party checkpoint": ("image_size", "patch_size", "channels", "history_length"),
+}
+EXAMPLES = (
+    "e3d evaluate small.e3d --data clips/ -o evaluation",
+    "e3d evaluate runs/small/model.safetensors --streaming --record",
 )
-@click.option(
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
+@BUNDLE_OR_MODEL
+@option("--data", default="moving-mnist", metavar="SOURCE", help="moving-mnist, a file or a folder.")
+@option(
     "--split",
     type=click.Choice(["train", "valid", "test"]),
     default="test",
-    help="Part of the data, where it has parts.",
+    help="Split of the data, if it has splits.",
 )
 @CONTEXT
 @HORIZON
@@ -53,37 +63,49 @@ if TYPE_CHECKING:
 @LAYOUT
 @BACKEND
 @THREADS
-@click.option("--most", type=Count(1_000_000), help="Clips to take; else all, or 100 where they are generated.")
-@click.option(
+@option(
+    "--most",
+    type=Count(1_000_000),
+    help="Maximum number of clips.",
+    show_default="all clips; 100 of moving-mnist",
+)
+@option(
     "--convention",
     type=click.Choice(["both", "openstl", "original"]),
     default="both",
-    help="Whose way to measure; docs/metrics.md tells them apart.",
+    help="Definition of the metrics: that of OpenSTL, of google/e3d_lstm, or both.",
 )
-@click.option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
-@click.option(
-    "--samples", type=Count(MOST_FRAMES, least=0), default=4, help="Clips to write as pictures into the folder."
+@option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
+@option(
+    "--samples",
+    type=Count(MOST_FRAMES, least=0),
+    default=4,
+    help="Number of clips to write as pictures; requires --output.",
 )
-@click.option("--lpips", "lpips_weights", type=PATH, help="Weights of LPIPS, to measure it too; nothing is downloaded.")
-@click.option("--streaming", is_flag=True, help="Measure by the age of a stream's state instead; docs/metrics.md.")
-@click.option(
-    "--ages", callback=counts(MOST_FRAMES), metavar="1,2,…", help="With --streaming: ages of the state (frames)."
+@option("--lpips", "lpips_weights", type=PATH, help="File of LPIPS weights; also measures LPIPS.")
+@option("--streaming", is_flag=True, help="Measure the error by the age of a stream's state.")
+@option(
+    "--ages",
+    callback=counts(MOST_FRAMES),
+    metavar="N,N,…",
+    help="Ages of the state to measure (frames); requires --streaming.",
+    show_default="1 to 150, and 6 times the context",
 )
-@click.option(
+@option(
     "--renewals",
     default="none,refresh:2,replay",
     callback=names,
-    metavar="NAMES",
+    metavar="RULES",
     show_default=True,
-    help="With --streaming: renewals of a stream to compare; docs/streams.md.",
+    help="Renewals of old states to compare; requires --streaming.",
 )
-@click.option("--record", is_flag=True, help="With --streaming: keep the result in the model file or bundle.")
+@option("--record", is_flag=True, help="Save the measured decay in the model file or bundle; requires --streaming.")
 @SKIP_BAD
-@click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
-@click.option("--patch-size", type=Count(1024), help="The same.")
-@click.option("--channels", type=Count(1024), help="The same.")
-@click.option("--history-length", type=Count(MOST_FRAMES), help="The same.")
-@json_option("Everything as JSON.")
+@option("--image-size", callback=numbers, metavar="HxW", help="Frame height x width, as in `e3d import` (pixels).")
+@option("--patch-size", type=Count(1024), help="Patch side, as in `e3d import` (pixels).")
+@option("--channels", type=Count(1024), help="Channels of a frame, as in `e3d import`.")
+@option("--history-length", type=Count(MOST_FRAMES), help="Number of past cell states, as in `e3d import`.")
+@json_option()
 def evaluate(
     model: Path,
     data: str,
@@ -108,9 +130,9 @@ def evaluate(
     json_: bool,
     **importing: Any,
 ) -> None:
-    """Measure forecasts against what came, beside two baselines.
+    """Compare forecasts with the truth and with two baselines.
 
-    A checkpoint of google/e3d_lstm or OpenSTL is imported on the way.
+    A checkpoint of google/e3d_lstm or OpenSTL is imported automatically.
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.data.datasets import check_read
@@ -118,7 +140,7 @@ def evaluate(
 
     check_streaming(streaming=streaming)
     if is_given("samples") and output is None:
-        raise click.UsageError("--samples is of -o FOLDER: give both, or neither.")
+        raise click.UsageError("--samples requires -o FOLDER; give both, or neither")
     check_read([data], layout=layout, skip_bad=skip_bad)
     check_apart(output, data, model, lpips_weights, holds_clips=True)
     selection = Selection(every=every, resample=resample)
@@ -156,7 +178,7 @@ def evaluate(
     from e3d_deploy.files import new_folder
 
     if output is not None:
-        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+        import matplotlib.figure  # noqa: F401 (fail before the measurement if it is missing)
     conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
     if lpips_weights is not None:
         from e3d_deploy.evaluation.lpips import lpips_convention
@@ -203,23 +225,23 @@ def evaluate(
     if output is not None:
         click.echo(output, err=json_)
     click.echo(
-        f"{found.clips} clips of {data} ({split}), {context_length} frames given, {horizon} predicted, "
-        f"by {found.backend}",
+        f"{found.clips} clips of {data} ({split}), {context_length} context frames, {horizon} predicted frames, "
+        f"backend {found.backend}",
         err=True,
     )
 
 
 def check_streaming(*, streaming: bool) -> None:
-    """Refuse options that mean nothing with or without --streaming."""
+    """Refuse options that have no effect with or without --streaming."""
     ctx = click.get_current_context()
     useless = ("convention", "samples", "lpips_weights") if streaming else ("ages", "renewals", "record")
     if given := [name for name in useless if is_given(name)]:
-        option = next(one.opts[0] for one in ctx.command.params if one.name == given[0])
-        raise click.UsageError(f"{option} means nothing {'with' if streaming else 'without'} --streaming; leave it out")
+        flag = next(one.opts[0] for one in ctx.command.params if one.name == given[0])
+        raise click.UsageError(f"{flag} has no effect {'with' if streaming else 'without'} --streaming; leave it out")
 
 
 def show_evaluation(found: "Evaluation") -> None:
-    """An evaluation as tables, each below the sentence that says what its numbers are."""
+    """Print a table for each convention, below a sentence that defines its metrics."""
     from e3d_deploy.evaluation.report import number
 
     for one in found.conventions:

@@ -1,4 +1,4 @@
-"""`e3d export`."""
+"""`e3d export`: exports a model as a bundle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MOST_FRAMES, PATH, Count, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
@@ -17,72 +18,97 @@ if TYPE_CHECKING:
     from e3d_deploy.bundle.manifest import Tried
 
 MOST_STREAMS = 4096
-"""Larger numbers are almost certainly a typo: PyTorch records a rollout of all of them."""
+"""Maximum fixed batch size. PyTorch records a rollout of the whole batch, and larger values are likely typos."""
 
 
 def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
-    """`4`, or `any` as None."""
+    """Parse a batch size; `any` becomes None."""
     if text == "any":
         return None
     if not text.isdecimal() or not 1 <= int(text) <= MOST_STREAMS:
-        raise click.BadParameter(f"{text!r} is neither a number from 1 to {MOST_STREAMS} nor `any`")
+        raise click.BadParameter(f"got {text!r}, expected a number from 1 to {MOST_STREAMS}, or any")
     return int(text)
 
 
-@click.command()
+GROUPS = {
+    "Graphs": ("context_length", "horizon", "batch", "backend"),
+    "Precision": ("precision", "budget", "exclude", "calibration"),
+    "Reference clip": ("reference", "layout"),
+    "Output": ("output", "overwrite"),
+}
+EXAMPLES = (
+    "e3d export runs/small/model.safetensors -o small.e3d",
+    "e3d export model.safetensors -o int8.e3d --precision int8 --calibration clips/",
+)
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @click.argument("model", type=PATH)
 @BUNDLE_OUTPUT
-@click.option(
+@option(
     "--context",
     "context_length",
     type=Count(MOST_FRAMES),
-    help="Frames that the clip graph takes; else those of training, or 10.",
+    help="Context of the clip graph (frames).",
+    show_default="as trained, or 10",
 )
-@click.option(
+@option(
     "--horizon",
     type=Count(MOST_FRAMES),
-    help="Frames that the clip graph gives; else those of training, or 10.",
+    help="Horizon of the clip graph (frames).",
+    show_default="as trained, or 10",
 )
-@click.option(
+@option(
     "--batch",
     default="any",
-    show_default=True,
     callback=streams,
-    help="Streams that the graphs run at once, or `any`.",
+    metavar="N|any",
+    help="Batch size of the graphs: the number of streams per step.",
 )
-@click.option(
+@option(
     "--precision",
     type=click.Choice([*POLICIES, "auto"]),
     default="fp32",
-    help="Type of convolutions and matrix products; auto: the cheapest that keeps its budget.",
+    help="Data type of convolutions and matrix products; auto chooses the cheapest one within its budget.",
 )
-@click.option(
+@option(
     "--budget",
     metavar="NAME=NUMBER,…",
-    help="dssim, dpsnr, difference (of predictions); else that of the precision.",
+    help="Allowed loss of quality against PyTorch: dssim, dpsnr (dB) or difference (of predictions).",
+    show_default="that of the precision",
 )
-@click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
-@click.option(
+@option("--exclude", multiple=True, metavar="LAYER", help="Layer to keep in float32; repeatable.")
+@option(
     "--backend",
     type=click.Choice(export_backends()),
-    help="Backend that must run it; only it gets graphs of its own.",
+    help="Backend to export for; adds graphs that only this backend runs.",
 )
-@click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
-@click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
+@option("--calibration", type=PATH, help="Clips for the calibration and for measuring the drift.")
+@option(
+    "--reference",
+    type=PATH,
+    help="Clip for which PyTorch's outputs are recorded.",
+    show_default="a clip of the package",
+)
 @LAYOUT
 @overwrite_option("bundle")
 def export(model: Path, output: Path, budget: str | None, **options: Any) -> None:
-    """Export MODEL as a bundle: ONNX graphs, weights, reference clip, manifest."""
+    """Export a model as a bundle of ONNX graphs.
+
+    MODEL is a model file. The bundle also gets the weights, a reference clip and the manifest.
+    """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.bundle import export as export_model
 
     check_apart(output, model, options["calibration"], options["reference"], holds_clips=True)
     allowed = None if budget is None else parse_budget(budget)
     if options["layout"] is not None and options["calibration"] is None and options["reference"] is None:
-        raise click.UsageError("--layout is of --calibration and --reference: give one of them, or leave it out.")
+        raise click.UsageError(
+            "--layout requires --calibration or --reference; give one of them, or leave --layout out"
+        )
     if options["calibration"] is not None and options["precision"] == "fp32" and allowed is None:
         raise ConfigError(
-            "calibration: fp32 learns no ranges, and its drift is not measured without --budget; leave it out, or "
+            "calibration: not used with precision fp32 unless --budget is given; leave --calibration out, or "
             "give another --precision"
         )
     with working(f"exporting {model}") as progress:
@@ -91,7 +117,7 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     if tried := bundle.manifest.precision.tried:
         show_policies(tried, bundle.precision)
     table(
-        ["graph", "for", "nodes", "opset", "precision", "by"],
+        ["graph", "backends", "nodes", "opset", "precision", "set by"],
         [
             (one.file, ", ".join(one.backends or ("all others",)), one.nodes, one.opset, one.precision, one.by)
             for one in bundle.manifest.graphs
@@ -105,15 +131,15 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
 
 
 def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
-    """Print the policies that were tried, the cheapest first, and what each costs."""
+    """Print the precisions that were tried, from cheapest to most expensive, with their loss of quality."""
     forms = {"difference": ".1e", "dssim": "+.1e", "dpsnr": "+.3f"}
 
     def drift(one: "Tried") -> list[str]:
         found = {name: one.drift.get(name) for name in forms}
-        return ["no number" if value is None else format(value, forms[name]) for name, value in found.items()]
+        return ["not finite" if value is None else format(value, forms[name]) for name, value in found.items()]
 
     table(
-        ["precision", "graph and weights", "a step here", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
+        ["precision", "graph and weights", "time per step", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
         [
             (
                 one.policy,
@@ -126,4 +152,4 @@ def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
             for one in tried
         ],
     )
-    click.echo("over whole rollouts, the worst of the clips; a step: of the step graph on ONNX Runtime", err=True)
+    click.echo("losses: the worst clip over a whole rollout; time per step: the step graph on ONNX Runtime", err=True)

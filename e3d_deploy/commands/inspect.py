@@ -1,4 +1,4 @@
-"""`e3d inspect`: content of a bundle or a model file."""
+"""`e3d inspect`: shows the content of a bundle or a model file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand
 from e3d_deploy.commands._options import PATH, json_option
 from e3d_deploy.commands._output import as_json, grouped, table
 
@@ -15,32 +16,34 @@ if TYPE_CHECKING:
 LABELS = {
     "state_bytes_per_stream": "state of a stream, bytes",
     "step_inputs": "step input",
-    "counted": "how it is counted",
+    "counted": "counting method",
     "largest_difference": "largest difference",
-    "flop_per_step": "FLOP a step",
-    "bytes_moved_per_step": "bytes moved a step",
+    "flop_per_step": "FLOP per step",
+    "bytes_moved_per_step": "bytes moved per step",
     "flop": "FLOP",
     "bytes_moved": "bytes moved",
-    "input_bytes": "of them inputs",
-    "output_bytes": "outputs",
-    "read_weight_bytes": "weights, at each use",
-    "intermediate_bytes": "between nodes",
-    "weight_bytes": "bytes of weights",
+    "input_bytes": "input bytes",
+    "output_bytes": "output bytes",
+    "read_weight_bytes": "weight bytes read",
+    "intermediate_bytes": "intermediate bytes",
+    "weight_bytes": "weight bytes",
     "unknown_nodes": "nodes of unknown shape",
 }
-"""Words of the tables for keys of the JSON that do not speak for themselves."""
+"""Labels in the tables for JSON keys that need an explanation."""
 YOUNG_RING = (
-    "masked with minus infinity, with which ONNX Runtime is slow on some processors until the ring is full; export the "
-    "model again"
+    "empty slots are masked with minus infinity, which is slow with ONNX Runtime on some processors; export the model "
+    "again"
 )
-ALONE = "stepped one after another; export with `--batch any` to step them together"
+ONE_BY_ONE = "stepped one after another; export with `--batch any` to step them together"
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand, examples=("e3d inspect small.e3d", "e3d inspect runs/small/model.safetensors --json")
+)
 @click.argument("path", metavar="BUNDLE_OR_MODEL", type=PATH)
 @json_option()
 def inspect(path: Path, json_: bool) -> None:
-    """Show what a bundle or a model file holds."""
+    """Show the content of a bundle or a model file."""
     from e3d_deploy.inspect import inspect as look
 
     found = look(path)
@@ -63,27 +66,27 @@ def inspect(path: Path, json_: bool) -> None:
 
 
 def sections(path: Path, found: "BundleContents | ModelContents") -> dict[str, Any]:
-    """Return the content as sections to print, by title."""
+    """Return the sections to print, by title."""
     shown = found.to_json()
     decay = shown["decay"]
-    shown["decay"] = decay["verdict"] if decay else f"not measured; `e3d evaluate {path} --streaming --record` does"
+    shown["decay"] = decay["verdict"] if decay else f"not measured; run `e3d evaluate {path} --streaming --record`"
     if "bundle" not in shown:
         return shown
     shown["bundle"] = bundle_rows(shown["bundle"])
     if missing := shown.pop("cost_missing"):
-        shown["cost"] = f"not known: {missing}"
+        shown["cost"] = f"unknown: {missing}"
     return {title: rows for title, rows in shown.items() if rows is not None}
 
 
 def bundle_rows(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rows of the section `bundle`, with remarks on streams and on rings where there are any."""
+    """Return the rows of the section `bundle`, with remarks on streams and on the ring if they apply."""
     rows = dict(bundle)
     history, producer, slow = rows.pop("history"), rows.pop("producer"), rows.pop("slow_young_ring")
     state_bytes = rows.pop("state_bytes_per_stream")
     if rows["batch"] == 1:
-        rows["many streams"] = ALONE
+        rows["many streams"] = ONE_BY_ONE
     if slow:
         rows["young ring"] = YOUNG_RING
     rows["history"] = f"exact for {history['exact_for_steps']} steps, then {history['then']}"
-    rows |= {f"made by {name}": version for name, version in producer.items()}
+    rows |= {f"version of {name}": version for name, version in producer.items()}
     return {**rows, "state_bytes_per_stream": state_bytes}

@@ -1,21 +1,25 @@
-"""`e3d join`: a model from its parts."""
+"""`e3d join`: joins the parts of a model."""
 
 from pathlib import Path
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._options import PATH, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    examples=("e3d join parts -o model.safetensors", "e3d join parts/*.safetensors -o model.safetensors"),
+)
 @click.argument("parts", nargs=-1, required=True, metavar="FOLDER_OR_PARTS", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Model file, .safetensors.")
+@option("-o", "--output", type=PATH, required=True, metavar="NAME.safetensors", help="Model file to write.")
 @overwrite_option("model")
 def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
-    """Join what `e3d train --parts` wrote into a model file of float16 weights.
+    """Join the parts of `e3d train --parts` into a model file.
 
-    Takes the newest set of parts that is whole.
+    FOLDER_OR_PARTS is a folder of parts, or their paths. The newest complete set is used. The weights are float16.
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
@@ -24,9 +28,9 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     from e3d_deploy.parts import join as join_parts
 
     if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; give the name of a model file")
+        raise ConfigError(f"{output}: got a folder, expected the path of a model file; choose another name")
     if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+        raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or another name")
     check_place(output)
     found = find_parts(parts)
     check_apart(output, *found)

@@ -1,4 +1,4 @@
-"""`e3d predict`: forecasts of clips."""
+"""`e3d predict`: forecasts clips."""
 
 import logging
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
@@ -32,15 +33,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@click.command()
+GROUPS = {
+    "Input": ("start", "every", "resample", "layout"),
+    "Forecast": ("context_length", "horizon", "backend", "threads"),
+    "Output": ("output", "forecast_only", "zoom"),
+}
+EXAMPLES = (
+    "e3d predict small.e3d clip.mp4 -o forecast.gif",
+    "e3d predict small.e3d clips/ -o forecast.npz --start 30 --horizon 20",
+)
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE_OR_MODEL
 @click.argument("clip", metavar="INPUT", type=PATH)
-@click.option(
+@option(
     "-o",
     "--output",
     type=PATH,
     required=True,
-    help=".npz, .mp4 or .gif, replaced if it is there, or a new folder for pictures.",
+    help="Output path: an .npz, .mp4 or .gif file, which is replaced, or a new folder for pictures.",
 )
 @CONTEXT
 @HORIZON
@@ -49,9 +61,9 @@ log = logging.getLogger(__name__)
 @LAYOUT
 @BACKEND
 @THREADS
-@click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge videos and pictures.")
-@click.option("--start", type=click.IntRange(min=0), default=0, help="Frame at which the context begins, from 0 on.")
-@click.option("--forecast-only", is_flag=True, help="Show no truth and no difference beside the forecast.")
+@option("--zoom", type=click.IntRange(min=1), default=1, help="Enlargement of videos and pictures.")
+@option("--start", type=click.IntRange(min=0), default=0, help="First frame of the context, counted from 0.")
+@option("--forecast-only", is_flag=True, help="Show only the forecast, without truth and difference.")
 def predict(
     model: Path,
     clip: Path,
@@ -67,9 +79,10 @@ def predict(
     start: int,
     forecast_only: bool,
 ) -> None:
-    """Predict the frames that follow the context in each clip of INPUT.
+    """Predict the frames that follow the context of each clip.
 
-    Where INPUT has these frames too, truth, forecast and their absolute difference are shown side by side.
+    INPUT is a video, a picture, an array file or a folder. If it also contains the true frames, the output shows truth,
+    forecast and their absolute difference side by side.
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.data.clips import read_clips
@@ -112,16 +125,23 @@ def predict(
         done = beside_truth(forecasts, contexts[: len(forecasts)], came[: len(forecasts)])
         write_clips(output, done.frames, truth=done.truth if compared else None, **shown)
     click.echo(output)
-    click.echo(f"{len(forecasts)} × {horizon} frames by {predictor.backend.name}", err=True)
+    click.echo(f"{len(forecasts)} × {horizon} frames, backend {predictor.backend.name}", err=True)
     show_errors(clip, done)
     stop.finish()
 
 
 def long_enough(path: Path, clips: "Clips", start: int, begin: int, selection: "Selection") -> "Clips":
-    """Return the clips that have the frames of the context, from `start` to before `begin`; the others are logged.
+    """Return the clips that are long enough for the context; log the others.
+
+    Args:
+        path: input as the user gave it, for the log.
+        clips: clips to choose from.
+        start: first frame of the context.
+        begin: first frame after the context.
+        selection: frames that are taken from the source.
 
     Raises:
-        ShapeError: there are none.
+        ShapeError: no clip is long enough.
     """
     from e3d_deploy.data.folders import warn_of_short
     from e3d_deploy.errors import ShapeError
@@ -144,12 +164,12 @@ def long_enough(path: Path, clips: "Clips", start: int, begin: int, selection: "
 
 
 def show_errors(clip: Path, done: "Forecasts") -> None:
-    """Print on stderr how far off the forecasts are, beside copying the last frame, or that nobody can say."""
+    """Print the error of the forecasts and of copying the last frame on stderr, or that the error is unknown."""
     known = int(done.known.sum())
     if known == 0:
-        click.echo(f"no truth: {clip} ends where the forecast begins, so its error is not known", err=True)
+        click.echo(f"no truth: {clip} ends before the forecast begins, so the error is unknown", err=True)
         return
     if known < done.known.size:
         click.echo(f"truth for {known} of {done.known.size} frames: {clip} ends before the forecast does", err=True)
-    click.echo(f"forecast: MSE {done.mse:.4g} a frame", err=True)
-    click.echo(f"copying the last frame: MSE {done.copy_mse:.4g} a frame", err=True)
+    click.echo(f"forecast: MSE {done.mse:.4g} per frame", err=True)
+    click.echo(f"copying the last frame: MSE {done.copy_mse:.4g} per frame", err=True)

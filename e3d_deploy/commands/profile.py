@@ -1,4 +1,4 @@
-"""`e3d profile`: where the time of a step goes."""
+"""`e3d profile`: times the nodes of a step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, MOST_FRAMES, PROFILED, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, table, working
@@ -14,16 +15,22 @@ if TYPE_CHECKING:
     from e3d_deploy.measure.profile import Part, ProfileResult
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    examples=("e3d profile small.e3d --threads 1", "e3d profile small.e3d --backend openvino --top 20"),
+)
 @BUNDLE
 @PROFILED
 @THREADS
-@click.option("--steps", type=Count(MOST_FRAMES), default=20, help="Steps to time, with a full history.")
-@click.option("--top", type=click.IntRange(min=1), default=10, help="Rows of each table.")
-@click.option("--roofline/--no-roofline", default=True, help="Measure what this machine can do at most.")
-@json_option("All nodes and types, with the environment, as JSON.")
+@option("--steps", type=Count(MOST_FRAMES), default=20, help="Number of steps to time, with a full history.")
+@option("--top", type=click.IntRange(min=1), default=10, help="Maximum rows of each table.")
+@option("--roofline/--no-roofline", default=True, help="Compare with the measured peak of this machine.")
+@json_option("Print all nodes and types and the environment as JSON.")
 def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: int, roofline: bool, json_: bool) -> None:
-    """Time the nodes of a step, and say how near they come to what this machine can do."""
+    """Time the nodes of a step and compare them with the roofline.
+
+    The roofline is the peak speed of this machine, measured in matrix products and copies.
+    """
     from e3d_deploy.measure.profile import profile as run
 
     opened = open_bundle(bundle)
@@ -38,7 +45,7 @@ def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: in
 
 
 def show(title: str, rows: Sequence[tuple[str, "Part"]], top: int) -> None:
-    """The longest rows, and what the others sum up to."""
+    """Print the slowest rows, and the sum of the others."""
     shown = [
         (
             _short(name),
@@ -55,7 +62,7 @@ def show(title: str, rows: Sequence[tuple[str, "Part"]], top: int) -> None:
             sum(numbers) for numbers in zip(*((row.calls, row.ms, row.share) for _, row in rest), strict=True)
         )
         shown.append((f"{len(rest)} more", f"{calls:g}", f"{ms:.3f}", f"{share:.1%}", "", ""))
-    table([title, "calls", "ms a step", "share", "GFLOP/s", "of roofline"], shown)
+    table([title, "calls", "ms per step", "share", "GFLOP/s", "of roofline"], shown)
     click.echo()
 
 
@@ -63,16 +70,20 @@ def remarks(result: "ProfileResult") -> None:
     """Print the time spent outside nodes, and the limits of this machine."""
     between = result.step_ms - result.nodes_ms
     click.echo(
-        f"a step takes {result.step_ms:.2f} ms while it is profiled, {result.nodes_ms:.2f} ms of it "
-        f"inside nodes, {between:.2f} ms between them and in Python"
+        f"a profiled step takes {result.step_ms:.2f} ms: {result.nodes_ms:.2f} ms inside nodes and "
+        f"{between:.2f} ms between them and in Python"
     )
     limits = result.roofline
     if limits is None:
-        click.echo(f"of roofline: left empty; {result.roofline_missing}", err=True)
+        click.echo(f"the column `of roofline` is empty: {result.roofline_missing}", err=True)
         return
     click.echo(
-        f"at most {limits.matmul_gflops:.1f} GFLOP/s (matrix product) and {limits.copy_gb_per_s:.1f} GB/s (copy) "
-        f"here: {limits.flop / 1e9:.2f} GFLOP need {limits.least_ms:.2f} ms, {limits.share:.0%} of the step"
+        f"peak of this machine: {limits.matmul_gflops:.1f} GFLOP/s (matrix product) and "
+        f"{limits.copy_gb_per_s:.1f} GB/s (copy)"
+    )
+    click.echo(
+        f"a step of {limits.flop / 1e9:.2f} GFLOP needs at least {limits.least_ms:.2f} ms, "
+        f"{limits.share:.0%} of the measured time"
     )
 
 

@@ -1,4 +1,4 @@
-"""`e3d refit`: engines of one bundle with the weights of another."""
+"""`e3d refit`: copies the engines of one bundle into another with the weights of the other."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,29 @@ from typing import Any
 import click
 
 from e3d_deploy.commands._engines import TARGETS, show_engines
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH
 from e3d_deploy.commands._output import next_command, warn, working
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    examples=(
+        "e3d refit small.e3d --from older.e3d --target tensorrt",
+        "e3d refit small.e3d --from older.e3d --target tensorrt-rtx",
+    ),
+)
 @BUNDLE
-@click.option("--from", "source_", type=PATH, required=True, metavar="BUNDLE", help="Whose engines to take.")
-@click.option("--target", type=TARGETS, required=True, help="Which engines.")
+@option(
+    "--from", "source_", type=PATH, required=True, metavar="BUNDLE", help="Bundle with the engines, built with --refit."
+)
+@option("--target", type=TARGETS, required=True, help="TensorRT library of the engines.")
 def refit(bundle: Path, source_: Path, target: Any) -> None:
-    """Give BUNDLE the engines of another bundle of the same form, with its own weights.
+    """Reuse the engines of another bundle with new weights.
 
-    They must have been built with --refit. Quicker than building; needs the GPU that the engines are for.
+    Copies the engines of the bundle --from into BUNDLE and gives them the weights of BUNDLE, which is faster than
+    `e3d build`. Both bundles must have graphs of the same form. Needs a GPU that runs these engines.
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.engines.refit import refit as refit_engines
@@ -27,5 +37,5 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
     with working(f"refitting {target}") as progress:
         sidecars = refit_engines(open_bundle(bundle), open_bundle(source_), target, progress=progress)
     show_engines(target, sidecars)
-    warn("refitted, not run: what a plan computes is unproved")
+    warn("the engines were refitted and not run, so their results are not verified")
     next_command("verify", bundle, "--backend", target)

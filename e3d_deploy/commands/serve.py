@@ -1,11 +1,11 @@
-"""`e3d serve`: a live page, REST and WebSocket server for one model."""
+"""`e3d serve`: runs a live page and a REST and WebSocket server for one model."""
 
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from e3d_deploy.commands._help import GroupedCommand
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle, open_predictor
 from e3d_deploy.commands._options import BACKEND, BUNDLE, MOST_FRAMES, PATH, THREADS, Count, Finite
 
@@ -16,42 +16,66 @@ GROUPS = {
 }
 EXAMPLES = (
     "e3d serve film.e3d --source clips/ --source rtsp://camera.local/stream",
-    "e3d serve film.e3d --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem",
+    "e3d serve film.e3d --host 0.0.0.0 --token-file token --behind-proxy",
 )
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE
-@click.option("--host", default="127.0.0.1", help="Address to listen on; another than this machine's needs a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 takes a free one.")
-@click.option(
+@option(
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Address to listen on; one that other machines can reach requires a token.",
+)
+@option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 chooses a free one.")
+@option(
     "--source",
     "sources",
     multiple=True,
     metavar="SOURCE",
-    help="Video, folder of videos, camera or address that viewers may choose; several times.",
+    help="Video, folder of videos, camera or address that viewers may choose; repeatable.",
 )
-@click.option("--horizon", type=Count(MOST_FRAMES), help="Most frames to look ahead; default: those of the bundle.")
-@click.option("--renewal", help="none, refresh:M or replay; default: chosen from the model's measured decay.")
+@option(
+    "--horizon",
+    type=Count(MOST_FRAMES),
+    help="Maximum horizon that viewers may choose (frames).",
+    show_default="that of the bundle",
+)
+@option(
+    "--renewal",
+    metavar="RULE",
+    help="Renewal of old states: none, refresh:M or replay.",
+    show_default="chosen by the measured decay",
+)
 @BACKEND
 @THREADS
-@click.option("--max-sessions", type=Count(1024), default=32, help="Most live sessions at a time.")
-@click.option("--memory-limit", type=Finite(min=0, min_open=True), metavar="MB", help="Most memory of their states.")
-@click.option(
+@option("--max-sessions", type=Count(1024), default=32, help="Maximum number of live sessions.")
+@option(
+    "--memory-limit",
+    type=Finite(min=0, min_open=True),
+    metavar="MB",
+    help="Maximum memory for the states of all sessions (MB).",
+)
+@option(
     "--idle-timeout",
     type=Finite(min=1),
     default=300.0,
     metavar="S",
-    help="End sessions without pictures, and delete uploads, after S seconds.",
+    help="Time without pictures after which a session ends and its uploads are deleted (seconds).",
 )
-@click.option("--max-upload", type=Finite(min=1), default=100.0, metavar="MB", help="Largest upload.")
-@click.option("--token", help="Secret that viewers have to know; other users of this machine can see it in `ps`.")
-@click.option("--token-file", type=PATH, help="File whose first line is the token.")
-@click.option("--tls-cert", type=PATH, help="Certificate chain (PEM).")
-@click.option("--tls-key", type=PATH, help="Private key of the certificate (PEM).")
-@click.option("--behind-proxy", is_flag=True, help="A reverse proxy in front encrypts the connections.")
-@click.option(
-    "--origin", "origins", multiple=True, metavar="ORIGIN", help="Further origin of pages, such as https://a.example."
+@option("--max-upload", type=Finite(min=1), default=100.0, metavar="MB", help="Maximum size of an upload (MB).")
+@option("--token", metavar="TEXT", help="Secret token of the viewers; `ps` shows it to other users of this machine.")
+@option("--token-file", type=PATH, help="File whose first line is the token.")
+@option("--tls-cert", type=PATH, help="TLS certificate chain (PEM); requires --tls-key.")
+@option("--tls-key", type=PATH, help="Private key of the certificate (PEM); requires --tls-cert.")
+@option("--behind-proxy", is_flag=True, help="Trust a reverse proxy in front to encrypt the connections.")
+@option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Additional origin of web pages that may connect, such as https://a.example; repeatable.",
 )
 def serve(
     bundle: Path,
@@ -73,9 +97,9 @@ def serve(
     behind_proxy: bool,
     origins: tuple[str, ...],
 ) -> None:
-    """Show live forecasts in the browser, and answer REST and WebSocket clients.
+    """Serve live forecasts to browsers, REST and WebSocket clients.
 
-    Prints the address of the page, and runs until Ctrl-C.
+    Prints the address of the page and runs until Ctrl-C.
     """
     from e3d_deploy.live.worker import needed_bytes
     from e3d_deploy.memory import check_memory
@@ -107,23 +131,23 @@ def serve(
         check_memory(
             f"--horizon {settings.horizon} --max-sessions {max_sessions}",
             max_sessions * needed_bytes(predictor.config, settings.horizon),
-            "give smaller ones",
+            "give smaller numbers",
         )
         served = stack.enter_context(running(predictor, settings))
         click.echo(served.address)
         if host in ("0.0.0.0", "::"):
-            click.echo(f"others open it with the name or address of this machine in the place of {host}", err=True)
-        click.echo(f"serving {settings.name} on {predictor.backend.name}; Ctrl-C ends it", err=True)
+            click.echo(f"from other machines, use the name or address of this machine instead of {host}", err=True)
+        click.echo(f"serving {settings.name} on {predictor.backend.name}; press Ctrl-C to stop", err=True)
         served.wait()
 
 
 def given_token(token: str | None, file: Path | None) -> str | None:
-    """Return the token of the command line, or that in a file."""
+    """Return the token from the command line or from the first line of a file."""
     if token is not None and file is not None:
-        raise click.UsageError("--token and --token-file are two ways to give one secret; give one of them")
+        raise click.UsageError("--token and --token-file both set the token; give one of them")
     if file is None:
         return token
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or not lines[0].strip():
-        raise click.UsageError(f"--token-file {file}: its first line is empty; write the token there")
+        raise click.UsageError(f"--token-file {file}: the first line is empty, expected the token")
     return lines[0].strip()

@@ -1,4 +1,4 @@
-"""`e3d stream`: forecasts of videos and cameras while they play."""
+"""`e3d stream`: forecasts videos and cameras while they play."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from e3d_deploy.commands._failures import explain
-from e3d_deploy.commands._help import GroupedCommand
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
@@ -41,64 +41,79 @@ GROUPS = {
 }
 EXAMPLES = (
     "e3d stream film.e3d rtsp://camera.local/front --jsonl front.jsonl",
-    "e3d stream film.e3d a.mp4 b.mp4 --horizon 5 -o beside",
+    "e3d stream film.e3d a.mp4 b.mp4 --horizon 5 -o videos/",
 )
 
 
 def shape(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """`480x640x3` as height, width and colours."""
+    """Parse a height, width and number of channels such as `480x640x3`."""
     found = numbers(context, parameter, text)
     if found is not None and len(found) != 3:
-        raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTHxCOLOURS, such as 480x640x3")
+        raise click.BadParameter(f"got {text!r}, expected HEIGHTxWIDTHxCHANNELS such as 480x640x3")
     return found
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE_OR_MODEL
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=Source())
-@click.option("--raw", metavar="HxWxC", callback=shape, help="Size of the frames on stdin, uint8 row by row.")
-@click.option("--realtime", is_flag=True, help="Play files at their own rate.")
+@option("--raw", metavar="HxWxC", callback=shape, help="Shape of the raw uint8 frames on stdin; requires the source -.")
+@option("--realtime", is_flag=True, help="Play files at their own rate.")
 @EVERY
 @RESAMPLE
-@click.option(
+@option(
     "--policy",
     type=click.Choice(["block", "drop-oldest"]),
-    help="What to do when the queue is full; default: block for files, drop-oldest for live sources.",
+    help="Behaviour when the queue of a source is full.",
+    show_default="block; drop-oldest for live sources",
 )
-@click.option(
+@option(
     "--queue",
     "queue_length",
     metavar="N",
     type=Count(1000),
-    help="Pictures that may wait; default: 4, for live sources 1.",
+    help="Maximum number of pictures in the queue of a source.",
+    show_default="4; 1 for live sources",
 )
-@click.option(
+@option(
     "--silence",
     "silence_s",
     metavar="S",
     type=Finite(min=0, min_open=True, max=3600),
     default=10.0,
-    help="Seconds without a picture after which a live source is opened again.",
+    help="Time without a picture after which a live source is reopened (seconds).",
 )
-@click.option(
-    "--attempts", type=click.IntRange(min=0), default=5, help="Reconnects without a picture before a source is lost."
+@option(
+    "--attempts",
+    type=click.IntRange(min=0),
+    default=5,
+    help="Failed attempts to reopen a live source before it counts as lost.",
 )
-@click.option("--horizon", type=Count(MOST_FRAMES), default=10, help="Frames to look ahead.")
-@click.option("--renewal", help="none, refresh:M or replay; default: chosen from the model's measured decay.")
-@click.option("--reset-on", type=click.Choice(["cut"]), help="Reset the state where the scene changes.")
+@option("--horizon", type=Count(MOST_FRAMES), default=10, help="Number of frames to predict.")
+@option(
+    "--renewal",
+    metavar="RULE",
+    help="Renewal of old states: none, refresh:M or replay.",
+    show_default="chosen by the measured decay",
+)
+@option("--reset-on", type=click.Choice(["cut"]), help="Reset the state when the scene changes.")
 @BACKEND
 @THREADS
-@click.option(
+@option(
     "-o",
     "--output",
     type=PATH,
-    help="What came beside what had been forecast for it: .mp4, .gif or a folder; of several sources a folder.",
+    help="Video of each picture next to its forecast: .mp4, .gif or a folder; several sources require a folder.",
 )
-@click.option("--push", metavar="URL", multiple=True, help="Send the same as H.264, once for each source.")
-@click.option("--raw-output", type=PATH, metavar="FILE|-", help="Last frame of each forecast, uint8 [H, W, C].")
-@click.option("--jsonl", type=PATH, metavar="FILE|-", help="A line of JSON for each picture.")
-@click.option("--zoom", type=click.IntRange(min=1), default=4, help="Enlarge the video.")
-@json_option("The summary as JSON.")
+@option(
+    "--push",
+    metavar="URL",
+    multiple=True,
+    help="Address to send this video to as H.264; give one for each source.",
+)
+@option("--raw-output", type=PATH, metavar="PATH|-", help="Last frame of each forecast as raw uint8 [H, W, C].")
+@option("--jsonl", type=PATH, metavar="PATH|-", help="One line of JSON for each picture.")
+@option("--zoom", type=click.IntRange(min=1), default=4, help="Enlargement of the video.")
+@json_option("Print the summary as JSON.")
 def stream(
     model: Path,
     sources: tuple[str, ...],
@@ -122,10 +137,10 @@ def stream(
     zoom: int,
     json_: bool,
 ) -> None:
-    """Forecast videos and cameras while they play: after each picture, the next HORIZON.
+    """Forecast videos and cameras while they play.
 
-    A SOURCE is a video, a folder of pictures, a camera (/dev/video0), an address (rtsp:// or http://), or - for raw
-    frames on stdin. Several play at the same time.
+    After each picture, the next HORIZON frames are predicted. SOURCE is a video, a folder of pictures, a camera
+    (/dev/video0), an address (rtsp:// or http://), or - for raw frames on stdin. Several sources play at the same time.
     """
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.live.address import parse_address
@@ -157,7 +172,7 @@ def stream(
         follow(workers, sinks, stop)
         failures = failures_of(workers, sinks)
         if not any(worker.counts.has_begun for worker in workers):
-            raise_first(failures)  # before an empty folder becomes the output
+            raise_first(failures)  # otherwise an empty output folder would be left
     summary = summarise(workers, [(one.video, one.push) for one in sinks], predictor.backend.name)
     tell(summary, outputs, json=json_)
     raise_first(failures)
@@ -165,24 +180,24 @@ def stream(
 
 
 def follow(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks], stop: Stop) -> None:
-    """Run the workers until all have ended or a signal has come, and show how far they are."""
+    """Run the workers until all have ended or a signal has arrived, and show their progress."""
     from e3d_deploy.live.workers import SourceWorkers
 
     with SourceWorkers(workers, sinks[0].shared) as running, showing(workers) as show:
         for _ in stop.each(running.ticks()):
             show()
         if stop.number is not None:
-            remark("ending after the picture at hand; once more to end at once")
+            remark("stopping after the current picture; interrupt again to stop now")
 
 
 def failures_of(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks]) -> list[Exception]:
-    """Return the errors of sources and peers; a reader of an output who had enough is none."""
+    """Return the errors of sources and peers. A reader that closed its pipe is not an error."""
     errors = [*(worker.error for worker in workers), *(one.push.lost for one in sinks if one.push)]
     return [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
 
 
 def tell(summary: "Summary", outputs: Outputs, *, json: bool) -> None:
-    """Print the place of the videos, and the summary."""
+    """Print the path of the videos and the summary."""
     if any(one.output is not None for one in summary.sources):
         click.echo(outputs.video, err=json or outputs.take_stdout)
     if json:
@@ -192,7 +207,7 @@ def tell(summary: "Summary", outputs: Outputs, *, json: bool) -> None:
 
 
 def raise_first(failures: Sequence[Exception]) -> None:
-    """Print all errors but the first, and raise that."""
+    """Print all errors except the first, and raise the first."""
     for error in failures[1:]:
         click.echo(f"Error: {explain(error)[0]}", err=True)
     if failures:

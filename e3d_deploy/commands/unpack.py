@@ -1,28 +1,39 @@
-"""`e3d unpack`: a bundle from its archive."""
+"""`e3d unpack`: unpacks the archive of a bundle."""
 
 from pathlib import Path
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._options import BUNDLE_OUTPUT, PATH, overwrite_option
 from e3d_deploy.commands._output import next_command, warn, working
 
 
-@click.command()
+@click.command(
+    cls=GroupedCommand,
+    examples=("e3d unpack small.e3d.zip -o small.e3d", "e3d unpack small.e3d.zip -o small.e3d --trust-engines"),
+)
 @click.argument("archive", metavar="FILE", type=PATH)
 @BUNDLE_OUTPUT
-@click.option("--trust-engines", is_flag=True, help="Keep TensorRT plans: native code of whoever packed them.")
-@click.option("--limit-mb", type=click.IntRange(min=1), default=2000, help="Most that may come out.")
+@option(
+    "--trust-engines",
+    is_flag=True,
+    help="Keep the TensorRT engines, which are native code; only for a trusted sender.",
+)
+@option("--limit-mb", type=click.IntRange(min=1), default=2000, metavar="MB", help="Maximum unpacked size (MB).")
 @overwrite_option("bundle")
 def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, overwrite: bool) -> None:
-    """Take FILE, which `e3d pack` wrote, apart into a bundle, after everything in it was checked."""
+    """Unpack an archive of `e3d pack` into a bundle.
+
+    The whole content of FILE is checked before anything is written.
+    """
     from e3d_deploy.bundle.pack import unpack as unpack_bundle
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
 
     check_apart(output, archive)
     if archive.is_dir():
-        raise ConfigError(f"{archive}: a folder, not an archive that `e3d pack` wrote; a bundle is used as it is")
+        raise ConfigError(f"{archive}: got a folder, expected an archive of `e3d pack`; a bundle needs no unpacking")
     with working(f"unpacking {archive}") as progress:
         _, dropped = unpack_bundle(
             archive,
@@ -35,7 +46,7 @@ def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, over
     click.echo(output)
     if dropped:
         warn(
-            f"dropped: the engines {', '.join(dropped)}, native code that came with an archive; build them here, "
-            "or give --trust-engines if you know who packed them"
+            f"dropped: the engines {', '.join(dropped)}, because they are native code; build them on this machine, "
+            "or give --trust-engines if you trust the sender"
         )
     next_command("verify", output)

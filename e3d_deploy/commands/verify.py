@@ -1,4 +1,4 @@
-"""`e3d verify`: whether a backend computes what PyTorch computes."""
+"""`e3d verify`: compares a backend with PyTorch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MOST_FRAMES, PATH, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, warn, working
@@ -21,21 +22,37 @@ if TYPE_CHECKING:
     from e3d_deploy.runtime.verify import Report
 
 
-@click.command()
+GROUPS = {
+    "Comparison": ("backend", "against", "clip", "layout", "steps", "threads"),
+    "Output": ("picture", "json_"),
+}
+EXAMPLES = (
+    "e3d verify small.e3d",
+    "e3d verify small.e3d --backend openvino --steps 100 --picture drift.png",
+)
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE
 @BACKEND
-@click.option(
+@option(
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
     default="auto",
-    help="PyTorch, or what it computed at export; auto takes PyTorch where it is installed and not itself verified.",
+    help="torch: PyTorch on this machine. reference: PyTorch's outputs recorded at export. auto: torch if it is "
+    "installed, and reference otherwise or when PyTorch itself is verified.",
 )
-@click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
+@option(
+    "--clip",
+    type=PATH,
+    help="Clip to compare on; requires PyTorch.",
+    show_default="the reference clip of the bundle",
+)
 @LAYOUT
-@click.option("--steps", type=Count(MOST_FRAMES), help="Go on for so many, to see the drift grow; needs PyTorch.")
+@option("--steps", type=Count(MOST_FRAMES), help="Further steps of the rollout, to show the drift; requires PyTorch.")
 @THREADS
-@click.option("--picture", type=PATH, help="Draw the drift into this PNG.")
-@json_option("The report as JSON.")
+@option("--picture", type=PATH, help="PNG file for a plot of the drift.")
+@json_option("Print the report as JSON.")
 def verify(
     bundle: Path,
     backend: str,
@@ -47,7 +64,10 @@ def verify(
     picture: Path | None,
     json_: bool,
 ) -> None:
-    """Prove that a backend computes what PyTorch computes, over a whole rollout."""
+    """Compare a backend with PyTorch over a whole rollout.
+
+    Passes if all differences are within the budget of the bundle.
+    """
     from contextlib import ExitStack
 
     from e3d_deploy import frames
@@ -63,7 +83,7 @@ def verify(
     config = opened.config
     given = None
     if clip is None and layout is not None:
-        raise click.UsageError("--layout is of --clip: give both, or neither.")
+        raise click.UsageError("--layout requires --clip; give both, or neither")
     if clip is not None:
         length = opened.context_length + opened.horizon
         form = Form.of(config, opened.card, layout)
@@ -77,7 +97,7 @@ def verify(
             candidate = open_backend(opened, backend, threads=threads)
         stack.enter_context(candidate)
         if against == "auto":
-            # PyTorch agrees with itself; what it gave at export, perhaps elsewhere, is the better question.
+            # PyTorch always agrees with itself, so it is compared with its outputs recorded at export.
             itself = candidate.name == YARDSTICK and clip is None and steps is None
             against = "torch" if has_libraries(find(YARDSTICK)) and not itself else "reference"
         yardstick = None
@@ -99,7 +119,7 @@ def verify(
     else:
         show_report(report)
         if ran is not None:
-            click.echo(f"products of the step, as {candidate.name} runs them: {products(ran)}")
+            click.echo(f"matrix products and convolutions of a step on {candidate.name}: {products(ran)}")
         show_findings(findings)
     if report.has_no_verdict:
         warn(f"no verdict: {report.unproved}")
@@ -107,12 +127,14 @@ def verify(
     mend = "try another backend, or export the model again"
     if findings:
         first = findings[0]
-        mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
-    verdict(report.passed, judged(report), remedy=f"furthest at {report.furthest}; {mend}")
+        mend = f"the first error is in {first.layer} ({first.cause}); export again with {first.advice}"
+    verdict(report.passed, judged(report), remedy=f"largest difference at {report.furthest}; {mend}")
 
 
 def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice | None"]:
-    """Open the backend that `load` takes, and say why; where it takes none, the preferred one that opens.
+    """Open the backend that `load` selects and print the reason.
+
+    If no backend agrees with the reference, open the first backend that can be opened.
 
     Raises:
         BackendUnavailable: no backend opens.
@@ -123,34 +145,34 @@ def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice
     try:
         backend, choice = choose(bundle, threads=threads)
     except BackendUnavailable:
-        # None agrees in the first steps: a whole report of one tells more than that.
+        # No backend agrees in the first steps. A full report on one of them shows where it differs.
         backend = open_first(bundle, threads=threads)
-        click.echo(f"auto takes none here; verifying {backend.name}, the first that opens", err=True)
+        click.echo(f"auto selects no backend; verifying {backend.name}, the first that opens", err=True)
         return backend, None
-    click.echo(f"auto takes {choice.backend}: {choice.reason}", err=True)
+    click.echo(f"auto selects {choice.backend}: {choice.reason}", err=True)
     return backend, choice
 
 
 def products(counts: Mapping[str, int]) -> str:
-    """Counts of products by their precision, the most frequent first: `21 in bf16, 4 in fp32`."""
+    """Format counts of operations by precision, the largest first: `21 in bf16, 4 in fp32`."""
     ordered = sorted(counts.items(), key=lambda one: -one[1])
     return ", ".join(f"{count} in {policy}" for policy, count in ordered)
 
 
 def judged(report: "Report") -> str:
-    """A report in one line: what was found of what its budget allows."""
+    """Summarise a report in one line: each difference and its budget."""
     who = f"{report.backend} against {report.yardstick}"
     if math.isinf(report.budget):
         lost = (("SSIM", report.dssim, report.dssim_budget, ""), ("PSNR", report.dpsnr, report.dpsnr_budget, " dB"))
         words = [
-            f"{name} lost {'no number' if found is None else format(found, '.1e')} of {allowed:.1e}{unit}"
+            f"{name} lost {'not finite' if found is None else format(found, '.1e')} (budget {allowed:.1e}{unit})"
             for name, found, allowed, unit in lost
             if allowed is not None
         ]
-        off = f"predictions off by {report.worst:.1e} of {PICTURE_RANGE:g}"
+        off = f"predictions differ by {report.worst:.1e} (range {PICTURE_RANGE:g})"
         return f"{who} in {report.precision}: {', '.join(words)}, {off}"
-    line = f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {report.worst_state[1]:.1e}"
-    return line if math.isinf(report.state_budget) else f"{line} of {report.state_budget:.1e}"
+    line = f"{who}: predictions {report.worst:.1e} (budget {report.budget:.1e}), states {report.worst_state[1]:.1e}"
+    return line if math.isinf(report.state_budget) else f"{line} (budget {report.state_budget:.1e})"
 
 
 def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
@@ -167,10 +189,10 @@ def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:
-    """Why a bundle is over its budget."""
+    """Print the first errors in the step graph as a table."""
     if findings:
         table(
-            ["first off", "layer", "cause", "step", "error", "largest", "what mends it"],
+            ["first node", "layer", "cause", "step", "error", "largest", "export with"],
             [
                 (one.node, one.layer, one.cause, one.step, f"{one.error:.1e}", f"{one.largest:.1e}", one.advice)
                 for one in findings
@@ -180,15 +202,15 @@ def show_findings(findings: Sequence["Finding"]) -> None:
 
 
 def show_report(report: "Report") -> None:
-    """A report of `verify` as tables."""
+    """Print a report as tables."""
     kinds = ["hidden", "cell", "memory"] if report.states else []
     shown = {*range(report.steps), *range(report.steps, len(report.predictions), 10), len(report.predictions) - 1}
     table(
-        ["step", "saw", "prediction", *kinds],
+        ["step", "input", "prediction", *kinds],
         [
             (
                 t + 1,
-                "truth" if t < report.context_length else "itself",
+                "truth" if t < report.context_length else "prediction",
                 f"{report.predictions[t]:.1e}",
                 *(f"{report.states[t][kind]:.1e}" for kind in kinds),
             )
@@ -203,8 +225,8 @@ def show_report(report: "Report") -> None:
             ("predictions, step by step", f"{report.stepped:.1e}", budget),
             ("predictions, clip graph", f"{report.clip:.1e}", budget),
             ("predictions, rollout graph", f"{report.rollout:.1e}", budget),
-            (f"final states, most {name}", f"{state:.1e}", state_budget),
+            (f"final states, largest in {name}", f"{state:.1e}", state_budget),
         ],
     )
     if report.dssim is not None and report.dpsnr is not None:
-        click.echo(f"lost against the truth: SSIM {report.dssim:+.1e}, PSNR {report.dpsnr:+.1e} dB")
+        click.echo(f"quality lost: SSIM {report.dssim:+.1e}, PSNR {report.dpsnr:+.1e} dB")
