@@ -101,9 +101,9 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
 def test_a_layout_without_arrays_is_not_passed_over(exported: Path, tmp_path: Path) -> None:
     result = e3d("predict", exported / "tiny.e3d", REAL_CLIP, "-o", tmp_path / "o.npz", "--layout", "nthwc")
     assert "pedestrians.mp4: no array with these axes was read, so --layout NTHWC has no effect" in result.stderr
-    assert "--layout is of --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
+    assert "--layout requires --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
     arguments = ["export", exported / "tiny.safetensors", "-o", tmp_path / "n.e3d", "--layout", "NTHWC"]
-    assert "--layout is of --calibration and --reference" in failing(*arguments, code=2)
+    assert "--layout requires --calibration or --reference" in failing(*arguments, code=2)
 
 
 def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(exported: P
         line = failing(command, exported / "tiny.e3d", "--picture", tmp_path / "no" / "drift.png", code=2)
         assert "its folder does not exist" in line
         line = failing(command, exported / "tiny.e3d", "--picture", tmp_path, code=2)
-        assert "is a folder; give the name of a file" in line
+        assert "got a folder, expected a file" in line
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     off(monkeypatch, OnnxRuntimeBackend)
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
     assert result.stderr.splitlines()[-1].startswith("FAIL onnxruntime")
-    assert "furthest at step" in result.stderr.splitlines()[-1]
+    assert "largest difference at step" in result.stderr.splitlines()[-1]
     assert result.stderr.count("predictions") == 1
 
 
@@ -140,7 +140,7 @@ def test_verify_shows_what_is_not_a_number(bundle_path: Path, monkeypatch: pytes
     monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
     assert next(line for line in result.stdout.splitlines() if "step by step" in line).split()[-2] == "nan"
-    assert "furthest at step 6" in result.stderr.splitlines()[-1]
+    assert "largest difference at step 6" in result.stderr.splitlines()[-1]
 
 
 def test_predict_writes_videos_pictures_and_arrays(exported: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> Non
         "--context",
         4,
     ]
-    assert "by torch" in e3d(*arguments).stderr
+    assert "backend torch" in e3d(*arguments).stderr
     assert "give a bundle made by `e3d export`" in failing(*arguments, "--backend", "onnxruntime", code=2)
 
 
@@ -298,7 +298,7 @@ def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
     assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
     text = e3d("inspect", exported / "tiny.e3d").stdout
     assert f"{found['cost']['flop']['clip']:,}" in text
-    assert "how it is counted: FLOP: 2 a multiply-add" in text
+    assert "counting method: FLOP: 2 a multiply-add" in text
 
 
 def test_inspect_of_what_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
@@ -327,7 +327,9 @@ def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:
         "unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5
     )
     assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=2)
-    assert "a folder, not an archive" in failing("unpack", bundle_path, "-o", tmp_path / "x.e3d", code=2)
+    assert "got a folder, expected an archive of `e3d pack`" in failing(
+        "unpack", bundle_path, "-o", tmp_path / "x.e3d", code=2
+    )
     assert not (tmp_path / "x.e3d").exists()
 
 
@@ -366,7 +368,7 @@ def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path
     archive = tmp_path / "tiny.zip"
     assert "left out: the engines step.tensorrt" in e3d("pack", bundle_path, "-o", archive).stderr
     assert "left out" not in e3d("pack", bundle_path, "-o", archive, "--overwrite", "--with-engines").stderr
-    line = "WARN dropped: the engines step.tensorrt, native code that came with an archive"
+    line = "WARN dropped: the engines step.tensorrt, because they are native code"
     assert line in e3d("unpack", archive, "-o", tmp_path / "a.e3d").stderr
     assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr
     assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(2_500_000)
@@ -403,7 +405,7 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
     assert "unexpected ZeroDivisionError: by zero" in failing(*arguments, code=1)
     result = e3d("--debug", *arguments, code=1)
     assert "Traceback" in result.stderr
-    assert result.stderr.endswith("ZeroDivisionError: by zero; `e3d --debug …` shows where\n")
+    assert result.stderr.endswith("ZeroDivisionError: by zero; run `e3d --debug …` to see the traceback\n")
 
 
 def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
@@ -415,17 +417,20 @@ def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["export", "M", "-o", "X", "--calibration", "/no"], "calibration: fp32 learns no ranges"),
-        (["export", "M", "-o", "X", "--batch", "1000000000000"], "neither a number from 1 to 4096 nor `any`"),
-        (["evaluate", "B", "--patch-size", "99", "--image-size", "1x1"], "--patch-size, --image-size: for a"),
-        (["evaluate", "M", "--channels", "7"], "--channels: for a checkpoint of others"),
-        (["doctor", "--again"], "--again is of --bundle"),
-        (["benchmark", "B", "--fps", "3"], "--fps is of the streams of --latency-goal"),
-        (["benchmark", "B", "--tolerance", "0"], "--tolerance is of --baseline"),
-        (["benchmark", "B", "--seconds", "nan"], "nan is no finite number"),
+        (["export", "M", "-o", "X", "--calibration", "/no"], "calibration: not used with precision fp32"),
+        (["export", "M", "-o", "X", "--batch", "1000000000000"], "expected a number from 1 to 4096, or any"),
+        (
+            ["evaluate", "B", "--patch-size", "99", "--image-size", "1x1"],
+            "--patch-size, --image-size: only for third-party",
+        ),
+        (["evaluate", "M", "--channels", "7"], "--channels: only for third-party checkpoints"),
+        (["doctor", "--again"], "--again requires --bundle"),
+        (["benchmark", "B", "--fps", "3"], "--fps requires --latency-goal"),
+        (["benchmark", "B", "--tolerance", "0"], "--tolerance requires --baseline"),
+        (["benchmark", "B", "--seconds", "nan"], "nan is not a finite number"),
         (["benchmark", "B", "--seconds", "inf"], "inf is not in the range"),
-        (["build", "B", "--target", "tensorrt", "--cache-limit-gb", "inf"], "inf is no finite number"),
-        (["train", "-o", "X", "--time-limit", "nan"], "nan is no finite number"),
+        (["build", "B", "--target", "tensorrt", "--cache-limit-gb", "inf"], "inf is not a finite number"),
+        (["train", "-o", "X", "--time-limit", "nan"], "nan is not a finite number"),
         (["build", "B", "--target", "tensorrt", "--compute-capability", ""], "got '', expected one such as 8.6"),
         (["build", "B", "--target", "tensorrt", "--workspace-mb", "9" * 20], "expected 1 to 9223372036854775807"),
     ],
@@ -454,7 +459,7 @@ def test_out_of_memory_exits_7(exported: Path, error: Exception, monkeypatch: py
 
     monkeypatch.setattr(TorchBackend, "step", fail)
     result = e3d("verify", exported / "tiny.e3d", "--backend", "torch", code=7)
-    assert "take a smaller batch or model" in result.stderr.splitlines()[-1]
+    assert "use a smaller batch or model" in result.stderr.splitlines()[-1]
     assert "frame #0" not in result.stderr
 
 

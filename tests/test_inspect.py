@@ -48,4 +48,4 @@ def test_labels_are_only_in_the_table(exported: Path) -> None:
     shown = e3d("inspect", exported / "tiny.e3d").stdout
     assert "state of a stream, bytes" in shown
     assert "state_bytes_per_stream" not in shown
-    assert "FLOP a step" in shown
+    assert "FLOP per step" in shown

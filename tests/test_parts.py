@@ -225,15 +225,17 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     assert "step 20, " in said
     assert "left out: step 10 is older" in said
     assert checkpoint.load(output).state_dict().keys()
-    assert "is there already; give --overwrite" in command(folder, "-o", output, code=2)
+    assert "already exists; give --overwrite" in command(folder, "-o", output, code=2)
     command(*folder.glob("model-a*"), "-o", output, "--overwrite")
     part = next(folder.glob("model-a*"))
     before = part.read_bytes()
-    assert "is what is read, and would be replaced" in command(folder, "-o", part, "--overwrite", code=2)
+    assert "is an input and would be overwritten" in command(folder, "-o", part, "--overwrite", code=2)
     assert part.read_bytes() == before
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()
-    assert "empty: is a folder; give the name of a" in command(folder, "-o", tmp_path / "empty", "--overwrite", code=2)
+    assert "empty: got a folder, expected the path of a model file" in command(
+        folder, "-o", tmp_path / "empty", "--overwrite", code=2
+    )
     assert "has no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
     assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=2)
     next(folder.glob("model-a.part-1-*")).unlink()

@@ -1,1 +1,1 @@
-"""The commands of `e3d`, which `cli` puts together; none imports it."""
+"""Commands of `e3d`, one file each. `cli` assembles them; no command imports `cli`."""

@@ -1,4 +1,4 @@
-"""`e3d evaluate --streaming`: decay of a stream's state."""
+"""`e3d evaluate --streaming`: measures the decay of a stream's state."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,10 @@ def evaluate_streaming(
     json_: bool,
     importing: Mapping[str, Any],
 ) -> None:
-    """Measure forecasts by the age of the state, show them, and record them with the model if asked to."""
+    """Measure the forecast error by the age of the state and print it.
+
+    With `record`, the result is also saved in the model file or bundle.
+    """
     from contextlib import ExitStack
 
     from e3d_deploy import plots
@@ -51,7 +54,7 @@ def evaluate_streaming(
     from e3d_deploy.files import new_folder
 
     if output is not None:
-        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+        import matplotlib.figure  # noqa: F401 (fail before the measurement if it is missing)
     if record:
         check_record(model)
     with ExitStack() as stack:
@@ -61,13 +64,13 @@ def evaluate_streaming(
         window = predictor.card.window
         if record and window is not None and context_length != window.context_length:
             raise ConfigError(
-                f"{model}: --record: got --context {context_length}, the model was trained with "
-                f"{window.context_length}; leave --context or --record out"
+                f"{model}: --record: got --context {context_length}, expected {window.context_length} as in training; "
+                "leave --context or --record out"
             )
         asked = ages_of(context_length, ages)
         for text in renewals:
-            predictor.renewal(text)  # a wrong one shall show now
-        progress = stack.enter_context(working(f"measuring how a state of {model} ages on {data}"))
+            predictor.renewal(text)  # refuses an invalid renewal before the measurement
+        progress = stack.enter_context(working(f"measuring the decay of {model} on {data}"))
         windows, fitting = aging_data(
             data,
             asked,
@@ -110,9 +113,9 @@ def evaluate_streaming(
         click.echo(output, err=json_)
     if left_out:
         ages_text = ", ".join(map(str, left_out))
-        click.echo(f"left out: ages {ages_text}, for which too few clips of {data} are long enough", err=True)
+        click.echo(f"left out: ages {ages_text}, because too few clips of {data} are long enough", err=True)
     click.echo(
-        f"{decay.clips} windows of {data} ({split}), {horizon} frames predicted, by {about['backend']}"
+        f"{decay.clips} windows of {data} ({split}), {horizon} predicted frames, backend {about['backend']}"
         + (f"; recorded in {model}" if record else ""),
         err=True,
     )
@@ -127,7 +130,7 @@ def _compared(
     horizon: int,
     progress: Notify,
 ) -> "Comparison | None":
-    """Compare renewals; return None where clips are too short for it, and say so."""
+    """Compare renewals; if the clips are too short, print the reason and return None."""
     from e3d_deploy.errors import ClipError
     from e3d_deploy.evaluation.renewals import compare_renewals
 
@@ -141,7 +144,7 @@ def _compared(
 
 
 def show_decay(decay: "Decay") -> None:
-    """Show the error at each age as a table, and the verdict below it."""
+    """Print the error at each age as a table, with the verdict below."""
     from e3d_deploy.evaluation.report import number
 
     C = decay.context_length
@@ -153,13 +156,16 @@ def show_decay(decay: "Decay") -> None:
     mean = sum(copying) / len(copying)
     ratio = f"{mean / decay.mean(C):.2f}" if decay.mean(C) else ""
     rows.append(("copying the last frame", number(mean), ratio, number(copying[0]), number(copying[-1])))
-    table(["age of the state (frames)", "MSE a frame", f"× age {C}", "first frame", f"frame {len(copying)}"], rows)
+    table(
+        ["age of the state (frames)", "MSE per frame", f"relative to age {C}", "first frame", f"frame {len(copying)}"],
+        rows,
+    )
     click.echo()
     click.echo(decay.verdict)
 
 
 def show_renewals(compared: "Comparison") -> None:
-    """Show error and cost of each renewal as a table."""
+    """Print the error and the cost of each renewal as a table."""
     from e3d_deploy.evaluation.renewals import REFERENCE
     from e3d_deploy.evaluation.report import number
 
@@ -182,23 +188,25 @@ def show_renewals(compared: "Comparison") -> None:
     ]
     rows.append(("copying the last frame", "", number(compared.copy_last), times(compared.copy_last), "", "", ""))
     first, last = compared.places[0], compared.places[-1]
-    columns = ("age", "MSE a frame", f"× {REFERENCE}", "worst place", "steps a frame", "steps a forecast")
+    columns = ("age", "MSE per frame", f"relative to {REFERENCE}", "worst MSE", "steps per frame", "steps per forecast")
     click.echo()
     table([f"renewal, after {first} to {last} frames", *columns], rows)
 
 
 def check_record(model: Path) -> None:
-    """Refuse a model into which no decay can be recorded, before the work is done.
+    """Check, before any work, that the decay can be saved in a model file or bundle.
 
     Raises:
-        ConfigError: a checkpoint of others, or one that may not be written.
+        ConfigError: the path is a third-party checkpoint, or is not writable.
     """
     import os
 
     from e3d_deploy.errors import ConfigError
 
     if model.suffix in (".ckpt", ".pth", ".pt") or index_of(model).exists():
-        raise ConfigError(f"{model}: --record: a checkpoint of others keeps no record; `e3d import` it first")
+        raise ConfigError(
+            f"{model}: --record: a third-party checkpoint cannot store the result; run `e3d import` first"
+        )
     folder = model if model.is_dir() else model.absolute().parent
     if model.exists() and not os.access(folder, os.W_OK):
-        raise ConfigError(f"{model}: --record: may not be written; leave --record out, or take a copy")
+        raise ConfigError(f"{model}: --record: is not writable; leave --record out, or use a copy")

@@ -1,4 +1,4 @@
-"""Tables of `e3d benchmark`: rows, the curve of streams, the comparison with an earlier run."""
+"""Tables of `e3d benchmark`: times, numbers of streams, and the comparison with an earlier run."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def benchmark_table(result: "BenchmarkResult") -> None:
-    """The rows of a benchmark."""
+    """Print the times as a table, and the conditions of the measurement on stderr."""
     rows = result.rows
     columns: dict[str, Callable[[Row], str]] = {
         "timed": lambda row: row.what,
@@ -36,7 +36,7 @@ def benchmark_table(result: "BenchmarkResult") -> None:
         del columns["sequences/s"]
     table(list(columns), [[cell(row) for cell in columns.values()] for row in rows], left=2)
     environment = result.environment
-    threads = environment["threads"] or "as many as the library likes"
+    threads = environment["threads"] or "chosen by the library"
     click.echo(
         f"on {environment['cpu']}, {environment['cores']} cores, threads: {threads}; "
         f"speed-up over {result.compared_with}",
@@ -47,33 +47,33 @@ def benchmark_table(result: "BenchmarkResult") -> None:
     if result.renewal is not None:
         click.echo(f"renewal of the stream: {result.renewal}", err=True)
     if any(row.timing.calls < 100 for row in rows):
-        click.echo("* of fewer than 100 calls; longer --seconds tell more", err=True)
+        click.echo("* p99 of fewer than 100 calls; a larger --seconds makes it more accurate", err=True)
     for row in rows:
         if not row.settled:
-            click.echo(f"{row.what} of {row.backend}: its time did not settle in the warm-up", err=True)
+            click.echo(f"{row.what} on {row.backend}: the time did not settle during the warm-up", err=True)
 
 
 def device_time(row: "Row") -> str:
-    """Return the time of a call on the device, in words."""
+    """Describe the median time of a call on the device."""
     if row.timing.device_median_ms is None:
-        return "same" if row.on_host else "not told"
+        return "as median" if row.on_host else "not reported"
     return f"{row.timing.device_median_ms:.2f} ms"
 
 
 def accuracy(row: "Row") -> str:
-    """Return the largest difference from PyTorch, and if it is beyond the budget of the precision."""
+    """Describe the largest difference from PyTorch; mark differences beyond the budget of the precision."""
     found = row.accuracy.max_abs_difference
     words = "not finite" if found is None else f"{found:.1e}"
     return words if row.accuracy.within_budget else f"{words} (beyond the budget)"
 
 
 def streams_table(streams: "StreamCurves | None") -> None:
-    """The curve of streams, and the answer to a latency goal."""
+    """Print the times by number of streams, and how many streams meet the latency goal."""
     if streams is None:
         return
     click.echo()
     table(
-        ["backend", "streams", "frames/s", "p50 of a round", "p99", "steps of"],
+        ["backend", "streams", "frames/s", "p50 of a round", "p99", "batch sizes"],
         [
             (
                 curve.backend,
@@ -88,20 +88,20 @@ def streams_table(streams: "StreamCurves | None") -> None:
         ],
     )
     for answer in streams.answers:
-        assert streams.target_p99_ms is not None, "an answer is to a goal"
+        assert streams.target_p99_ms is not None, "answers exist only with a latency goal"
         assert streams.fps is not None
         click.echo(answer_line(answer, streams.target_p99_ms, streams.fps))
     click.echo(streams.how, err=True)
 
 
 def in_words(sizes: tuple[int, ...]) -> str:
-    """`[4, 4, 1]` as `2 × 4 + 1`."""
+    """Format the batch sizes of a round: (4, 4, 1) is `2 × 4 + 1`."""
     different = dict.fromkeys(sizes)
     return " + ".join(f"{sizes.count(size)} × {size}" if sizes.count(size) > 1 else str(size) for size in different)
 
 
 def answer_line(answer: "Answer", goal_ms: float, fps: float) -> str:
-    """Return the number of streams that meet a latency goal, in words."""
+    """Describe how many streams meet a latency goal."""
     asked = f"{answer.backend}: streams at {fps:g} frames/s with p99 ≤ {goal_ms:g} ms:"
     if answer.at is None:
         best = answer.best
@@ -110,15 +110,15 @@ def answer_line(answer: "Answer", goal_ms: float, fps: float) -> str:
             f"{best.frames_per_second:.1f} frames/s"
         )
     number = f"at least {answer.streams}" if answer.at_least else f"{answer.streams}"
-    beyond = f"; {answer.streams + 1} have {answer.beyond.p99_ms:.2f} ms" if answer.beyond else ""
-    return f"{asked} {number}, with {answer.at.p99_ms:.2f} ms{beyond}"
+    beyond = f"; with {answer.streams + 1} streams, p99 is {answer.beyond.p99_ms:.2f} ms" if answer.beyond else ""
+    return f"{asked} {number}, with p99 {answer.at.p99_ms:.2f} ms{beyond}"
 
 
 def baseline_remarks(comparison: "Comparison") -> None:
-    """Ratios to an earlier run, or why there is no verdict."""
+    """Print the ratios to an earlier run, or the reason why there is no verdict."""
     for row in comparison.rows:
-        click.echo(f"{row.what} of {row.backend}: {row.ratio:.2f} times the baseline", err=True)
+        click.echo(f"{row.what} on {row.backend}: {row.ratio:.2f} times the baseline", err=True)
     if comparison.missing:
-        click.echo(f"not in both: {', '.join(comparison.missing)}", err=True)
+        click.echo(f"only in one of the two runs: {', '.join(comparison.missing)}", err=True)
     if not comparison.comparable:
-        warn(f"no verdict, the baseline has another {'; '.join(comparison.different)}")
+        warn(f"no verdict: the baseline differs in {'; '.join(comparison.different)}")

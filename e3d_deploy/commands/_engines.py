@@ -1,4 +1,4 @@
-"""Targets of engines as an option, and engines as a table."""
+"""Values of the option --target, and the table of engines."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
@@ -15,9 +15,9 @@ TARGETS = click.Choice(get_args(Target))
 
 
 def show_engines(target: str, sidecars: Mapping[str, "EngineSidecar"]) -> None:
-    """Print the engines that were just put into a bundle."""
+    """Print the engines that were added to a bundle as a table."""
     table(
-        ["engine", "builder", "runs on", "precision", "proved by", "size", "built in"],
+        ["engine", "builder", "runs on", "precision", "verified by", "size", "build time"],
         [
             (
                 f"engines/{graph}.{target}.plan",

@@ -1,4 +1,4 @@
-"""Bundles, predictors and engine caches for the paths that a user gave."""
+"""Opening of bundles, predictors and engine caches by the paths that a user gave."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,30 +18,47 @@ def open_bundle(path: Path) -> "Bundle":
 def open_predictor(
     path: Path, backend: str, threads: int | None, importing: Mapping[str, Any] | None = None
 ) -> "Predictor":
-    """A predictor for a bundle, or by PyTorch for a model file, and with `importing` for a checkpoint of others."""
+    """Open a predictor for a bundle, a model file or a third-party checkpoint.
+
+    Model files and checkpoints run on PyTorch.
+
+    Args:
+        path: bundle, model file or checkpoint.
+        backend: name of a backend, or `auto`.
+        threads: CPU threads of a step; None leaves the number to the library.
+        importing: options of `import_checkpoint`; None refuses third-party checkpoints.
+
+    Raises:
+        CheckpointError: the path is a third-party checkpoint, and `importing` is None.
+        ConfigError: the backend, the threads or the import options do not apply to this path.
+    """
     from e3d_deploy import runtime
     from e3d_deploy.errors import CheckpointError, ConfigError
     from e3d_deploy.runtime.backends.specs import YARDSTICK, find
     from e3d_deploy.tensors import is_foreign
 
-    of_others = path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists() or is_foreign(path)
-    foreign = of_others and importing is not None
-    if of_others and importing is None and (path.is_file() or index_of(path).exists()):
+    is_third_party = path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists() or is_foreign(path)
+    foreign = is_third_party and importing is not None
+    if is_third_party and importing is None and (path.is_file() or index_of(path).exists()):
         raise CheckpointError(
-            f"{path}: a checkpoint of others; make a model of it first: `e3d import {path} -o MODEL.safetensors`"
+            f"{path}: got a third-party checkpoint; import it first: `e3d import {path} -o MODEL.safetensors`"
         )
     given = [name for name, value in (importing or {}).items() if value is not None]
     if given and path.exists() and not foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"{path}: {options}: for a checkpoint of others; this one knows its own, so leave it out")
-    is_file = path.is_file() and path.suffix.lower() != ".zip"  # an archive of a bundle is told as such
+        raise ConfigError(
+            f"{path}: {options}: only for third-party checkpoints; this file stores these values, so leave them out"
+        )
+    is_file = (
+        path.is_file() and path.suffix.lower() != ".zip"
+    )  # `load` refuses an archive of a bundle with its own error
     if not foreign and not is_file:
         if threads is not None and backend != "auto" and find(backend).device == "gpu":
-            raise ConfigError(f"threads: {backend} steps on the GPU and takes none; leave --threads out")
+            raise ConfigError(f"threads: {backend} runs on the GPU and has no setting for threads; leave --threads out")
         return runtime.load(path, backend, threads=threads)
     if backend not in ("auto", YARDSTICK):
         raise ConfigError(
-            f"{path}: a model file runs on {YARDSTICK}; for {backend}, give a bundle made by `e3d export`"
+            f"{path}: a model file runs only on {YARDSTICK}; for {backend}, give a bundle made by `e3d export`"
         )
     from e3d_deploy import checkpoint
     from e3d_deploy.files import sha256
@@ -67,7 +84,7 @@ def open_predictor(
 
 
 def index_of(prefix: Path) -> Path:
-    """The file that lists the tensors of a TensorFlow checkpoint."""
+    """Return the path of the file that lists the tensors of a TensorFlow checkpoint."""
     return prefix.with_name(prefix.name + ".index")
 
 

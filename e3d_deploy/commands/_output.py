@@ -19,16 +19,22 @@ from e3d_deploy.json_values import json_values
 from e3d_deploy.progress import Notify, is_animated
 
 GAP, FOLDED, NARROWEST = 2, 24, 20
-"""Characters between columns; the least that a column is folded to, and a terminal is taken to have."""
+"""Gap between columns, minimum width of a folded column, and minimum width of a terminal (characters)."""
 INTERVAL_S = 10.0
-"""Least time between two lines of progress where they stay, in a log or on a terminal that cannot erase (s)."""
+"""Minimum time between two lines of progress in a log, or on a terminal that cannot erase lines (s)."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, err: bool = False) -> None:
-    """Print a table on stdout, or on stderr; the first `left` columns are left aligned, the others right.
+    """Print a table.
 
-    A terminal that is too narrow gets it with the last column folded, where that is text, else as a block of
-    lines a record. A pipe or a file gets the whole width.
+    If a terminal is too narrow, a last column of text is folded; other tables are printed as one block of lines per
+    row. A pipe or a file gets the full width.
+
+    Args:
+        columns: titles.
+        rows: cells of each row.
+        left: number of columns, from the first, that are aligned to the left. The others are aligned to the right.
+        err: print on stderr instead of stdout.
     """
     with randomness_kept():
         from rich.cells import cell_len
@@ -62,7 +68,7 @@ def _print_table(out: TextIO, columns: Sequence[str], rows: Sequence[Sequence[st
 
 
 def _print_records(out: TextIO, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> None:
-    """Print a block of lines for each row, a line for each field that is not empty, with its name."""
+    """Print a block of lines for each row: one line for each cell that is not empty, after the title of its column."""
     with randomness_kept():
         from rich.cells import cell_len
         from rich.console import Console
@@ -82,29 +88,35 @@ def _print_records(out: TextIO, columns: Sequence[str], rows: Sequence[Sequence[
 
 
 def _terminal_width(out: TextIO) -> int | None:
-    """Return the width of the terminal that a stream is; None where it is none."""
+    """Return the width of the terminal, or None if the stream is not a terminal."""
     return max(shutil.get_terminal_size().columns, NARROWEST) if out.isatty() else None
 
 
 def is_coloured(stream: TextIO) -> bool:
-    """Return True if a stream takes colours: a terminal that is not dumb, unless NO_COLOR or FORCE_COLOR decide."""
+    """Return True if colours are printed on a stream.
+
+    A terminal that is not dumb gets colours. NO_COLOR and FORCE_COLOR override this.
+    """
     if os.environ.get("NO_COLOR"):
         return False
     return os.environ.get("FORCE_COLOR", "0") not in ("", "0") or is_animated(stream)
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """Print the one JSON document of a command on stdout, with null for numbers that are not finite."""
+    """Print the JSON document of a command on stdout, with null for numbers that are not finite."""
     click.echo(json.dumps(json_values(value), indent=2, allow_nan=False))
 
 
 def verdict(passed: bool, text: str, *, remedy: str = "", failure: type[E3DError] = QualityError) -> None:
-    """Print the verdict of a check on stderr, the only place that does; end the command if the check failed.
+    """Print the verdict of a check on stderr, and end the command if the check failed.
+
+    All verdicts that pass or fail are printed by this function.
 
     Args:
-        text: the finding.
+        passed: the check passed.
+        text: result of the check.
         remedy: what to do about a failure, printed on the same line.
-        failure: error whose exit code a failed check ends with.
+        failure: error class that has the exit code of a failed check.
     """
     _first_word("PASS" if passed else "FAIL", "green" if passed else "red")
     click.echo(text if passed or not remedy else f"{text}; {remedy}", err=True)
@@ -113,7 +125,7 @@ def verdict(passed: bool, text: str, *, remedy: str = "", failure: type[E3DError
 
 
 def warn(text: str) -> None:
-    """Print a verdict on stderr that is neither passed nor failed: the command did not prove something."""
+    """Print a warning on stderr: the command succeeded, but its result was not verified or is incomplete."""
     _first_word("WARN", "yellow")
     click.echo(text, err=True)
 
@@ -123,24 +135,35 @@ def _first_word(word: str, colour: str) -> None:
 
 
 def next_command(*words: object, how: str = "") -> None:
-    """Print on stderr the command to run next, followed by a hint on how to complete it."""
+    """Print the next command to run on stderr.
+
+    Args:
+        words: arguments of `e3d`.
+        how: text after the command.
+    """
     click.echo(f"next: {_program()} {shlex.join(map(_word, words))}{how}", err=True)
 
 
 def _program() -> str:
-    """Return the program as it can be typed again: by its path, as it was, where `e3d` alone is not found."""
+    """Return the name of the program, or the path that was typed if `e3d` is not on PATH."""
     typed = Path(sys.argv[0])
     return shlex.quote(sys.argv[0]) if typed.name == "e3d" and shutil.which("e3d") is None else "e3d"
 
 
 def _word(word: object) -> str:
-    """Return a word of a command; a path that begins with a dash as one that is no option."""
+    """Return a word of a command; `./` before a path that starts with a dash, so that it is not read as an option."""
     return os.path.join(".", word) if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 @contextmanager
 def working(text: str) -> Iterator[Notify]:
-    """Show on stderr what is going on, in a line that goes away after it; in plain lines where they stay."""
+    """Show the progress of a block on stderr.
+
+    A terminal shows a status line, which is erased at the end. Other outputs get plain lines.
+
+    Yields:
+        A function that shows the current phase.
+    """
     if not is_animated(sys.stderr):
         click.echo(text, err=True)
         yield now_and_then(text)
@@ -156,7 +179,7 @@ def working(text: str) -> Iterator[Notify]:
 
 
 def now_and_then(text: str) -> Notify:
-    """Return a function that prints a phase as a line if the last line was printed a while ago."""
+    """Return a function that prints a phase as a line, at most once per `INTERVAL_S`."""
     last = time.monotonic()
 
     def show(phase: str) -> None:
@@ -169,25 +192,33 @@ def now_and_then(text: str) -> Notify:
 
 
 def megabytes(count: int) -> str:
-    """A size in bytes, to be read."""
+    """Format a number of bytes in MB."""
     return f"{count / 1e6:.1f} MB"
 
 
 def check_picture(path: Path | None, *read: Path | str | None) -> None:
-    """Check that a picture can be drawn and written to a path, apart from what is read, before any work is done."""
+    """Check, before any work, that a picture can be drawn and written.
+
+    Args:
+        path: output path of the picture; None checks nothing.
+        read: inputs, which the picture must not overwrite.
+
+    Raises:
+        ConfigError: the path is a folder, an input or inside an input.
+    """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
     from e3d_deploy.files import check_place
 
     if path is not None:
-        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+        import matplotlib.figure  # noqa: F401 (fail before the work if it is missing)
 
         check_apart(path, *read)
         if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; give the name of a file, such as {path / 'picture.png'}")
+            raise ConfigError(f"{path}: got a folder, expected a file; give a path such as {path / 'picture.png'}")
         check_place(path)
 
 
 def grouped(value: object) -> str:
-    """Format a value for a table, large numbers in groups of three digits."""
+    """Format a value for a table, with commas between groups of three digits."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Places of outputs: none replaces, or lies among, what a command reads."""
+"""Checks that an output path neither overwrites an input nor becomes part of one."""
 
 import os
 from collections.abc import Iterator
@@ -11,25 +11,26 @@ from e3d_deploy.errors import ConfigError
 
 
 def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool = False) -> None:
-    """Check that an output replaces nothing that is read and becomes no part of it, before any work is done.
+    """Check, before any work, that an output path neither overwrites an input nor becomes part of one.
 
-    Links and hard links count as what they lead to. Nothing is put into a bundle, and into a folder of clips nothing
-    that would be read from it the next time.
+    An output path may not be inside a bundle that is read. Inside a folder of clips, it may not be a file or folder
+    that the next run would read as a clip. Symbolic and hard links to an input are found.
 
     Args:
-        read: files and folders; a text may be two files joined by a comma, or the name of generated data.
+        output: output path; None checks nothing.
+        read: inputs. A text may be two files joined by a comma, or the name of generated data.
         holds_clips: the output is a folder of clips or pictures, whatever its name.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the output path is an input, contains one, or is inside one.
     """
     if output is None:
         return
-    for source in [place for one in read if one is not None for place in _places(one)]:
+    for source in [place for one in read if one is not None for place in _existing_readings(one)]:
         if _same(output, source):
-            raise ConfigError(f"{output}: is what is read, and would be replaced; choose another place")
+            raise ConfigError(f"{output}: is an input and would be overwritten; choose another path")
         if (output / MANIFEST).is_file() and _is_inside(source, [output]):
-            raise ConfigError(f"{output}: holds {source}, which is read, and would be replaced; choose another place")
+            raise ConfigError(f"{output}: contains the input {source} and would be overwritten; choose another path")
         if source.is_dir():
             _check_outside(output, source, holds_clips=holds_clips)
 
@@ -40,17 +41,17 @@ def _check_outside(output: Path, source: Path, *, holds_clips: bool) -> None:
     for folder, files in _read_below(source):
         folders.append(folder)
         if key is not None and any(key_of(file) == key for file in files):
-            raise ConfigError(f"{output}: is a file of {source}, which is read; choose another place")
+            raise ConfigError(f"{output}: is a file of the input {source}; choose another path")
     if (source / MANIFEST).is_file() and _is_inside(output, folders):
-        raise ConfigError(f"{output}: lies in the bundle {source}, which is read; choose another place")
+        raise ConfigError(f"{output}: is inside the bundle {source}, which is an input; choose another path")
     is_clip = holds_clips or is_picture(output.name) or output.suffix.lower() in CLIPS
     if is_clip and _is_read(output, folders):
-        raise ConfigError(f"{output}: lies in {source}, and would be read as a clip of it next time; "
-                          "choose another place")  # fmt: skip
+        raise ConfigError(f"{output}: is inside the input {source}, and the next run would read it as a clip; "
+                          "choose another path")  # fmt: skip
 
 
-def _places(source: Path | str) -> list[Path]:
-    """Return the files and folders that a source may name and that are there."""
+def _existing_readings(source: Path | str) -> list[Path]:
+    """Return the existing files and folders that a text may mean: the whole text, or a half at a comma."""
     text = str(source)
     commas = [place for place, letter in enumerate(text) if letter == ","]
     halves = [half for comma in commas for half in (text[:comma], text[comma + 1 :])]
@@ -60,19 +61,19 @@ def _places(source: Path | str) -> list[Path]:
 def _same(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:  # one is not there
+    except OSError:  # one of them does not exist
         return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _is_inside(path: Path, folders: list[Path]) -> bool:
-    """Return True if a path, or what it leads to, lies in one of some folders."""
+    """Return True if a path, or the path it links to, is inside one of these folders."""
     keys = {key_of(folder) for folder in folders}
     above = [*path.absolute().parents, *Path(os.path.realpath(path)).parents]
     return any(key_of(parent) in keys for parent in above)
 
 
 def _is_read(output: Path, folders: list[Path]) -> bool:
-    """Return True if a reader of clips that looks into some folders would find an output there."""
+    """Return True if reading clips from these folders would also read the output."""
     keys = {key_of(folder) for folder in folders}
     for path in (output.absolute(), Path(os.path.realpath(output))):
         there = next(parent for parent in path.parents if parent.is_dir())
@@ -83,9 +84,9 @@ def _is_read(output: Path, folders: list[Path]) -> bool:
 
 
 def _read_below(source: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield a folder and those below it that a reader of clips looks into, each once, with the files in it.
+    """Yield each folder from which clips are read, starting with `source`, and the files in it.
 
-    Those behind links count, hidden ones and masks beside clips do not.
+    Linked folders are included. Hidden folders and folders of masks next to clips are not.
     """
     seen: set[Key] = set()
     waiting, without_masks = [source], has_clips(source)

@@ -1,4 +1,4 @@
-"""Process in which a command runs: its log, variables and signals, as they were once the command ends."""
+"""Log, environment variables and signals of the process during a command; all are restored when it ends."""
 
 import _thread
 import logging
@@ -23,16 +23,18 @@ _END = object()
 
 LOG = logging.getLogger("e3d_deploy")
 VARIABLES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
-"""Environment variables that Lightning and PyTorch set for themselves when they are used."""
+"""Environment variables that Lightning and PyTorch set."""
 _lock = threading.Lock()
 _levels: list[int] = []
-"""Levels of the commands that run now, nested or in several threads: the first changes, the last puts back."""
+"""Log levels of the running commands, which may be nested or in several threads.
+
+The first command changes the level of the log, and the last one restores it."""
 _level_before = logging.NOTSET
 _variables_before: dict[str, str | None] = {}
 
 
 class _OnStderr(logging.Handler):
-    """Shows messages on stderr, whatever that is by then."""
+    """Log handler that writes to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -46,10 +48,10 @@ _handler = _OnStderr()
 
 @contextmanager
 def as_guest(*, debug: bool) -> Iterator[None]:
-    """Run a command in a program of which it is a part, or the whole.
+    """Run a command without lasting changes to the program that calls it.
 
-    What this package logs is shown on stderr: warnings, or everything. The root logger is the program's. Environment
-    variables that libraries set are put back.
+    While the block runs, warnings of this package appear on stderr, and with `debug` all its log messages. The root
+    logger is not changed. Environment variables that libraries set are restored at the end.
     """
     level = logging.DEBUG if debug else logging.WARNING
     with _lock:
@@ -78,7 +80,7 @@ def _set_level() -> None:
     LOG.setLevel(_level_before)
     if _levels:
         _handler.setLevel(min(_levels))
-        if LOG.getEffectiveLevel() > min(_levels):  # raising it would take messages from the program's own handlers
+        if LOG.getEffectiveLevel() > min(_levels):  # a higher level would hide messages from handlers of the program
             LOG.setLevel(min(_levels))
 
 
@@ -93,7 +95,7 @@ def _end() -> None:
 
 @contextmanager
 def randomness_kept() -> Iterator[None]:
-    """Put the state of Python's random numbers back, of which rich draws one when it is imported."""
+    """Restore the state of `random` after the block; importing rich draws a random number."""
     state = random.getstate()
     try:
         yield
@@ -102,15 +104,15 @@ def randomness_kept() -> Iterator[None]:
 
 
 AGAIN_S = 0.05
-"""Time after which a signal is sent again that came when nothing may be interrupted (s)."""
+"""Delay before a signal that arrived during uninterruptible code is sent again (s)."""
 AGAIN_MOST = 20
-"""Times of `AGAIN_S` that the end of a command waits for such signals, at most."""
+"""Maximum number of waits of `AGAIN_S` for such signals at the end of a command."""
 _put_off: list[int] = []
-"""Signals that are yet to be sent again."""
+"""Numbers of the signals that wait to be sent again."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which end a command as Ctrl-C does."""
+    """SIGTERM or SIGHUP, which end a command like Ctrl-C."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Return the exit code of an interrupted command, 128 and the number of the signal."""
+    """Return the exit code of an interrupted command: 128 plus the number of the signal."""
     return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
@@ -131,14 +133,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _put_it_off(number: int) -> None:
     _put_off.append(number)
-    _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that a handler waits for
+    _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that the signal handler needs
 
 
 def _is_indivisible(frame: FrameType | None) -> bool:
-    """Return True if a command imports something, enters a block, or is in code that signals must not end.
+    """Return True if the command is importing, entering a `with` block, or in code marked as indivisible.
 
-    In an import native code of libraries swallows errors, or aborts. Between what a `with` statement enters and its
-    block nothing would leave it again.
+    During an import, native code may swallow the exception or abort. An exception between `__enter__` and the block
+    would skip `__exit__`.
     """
     if frame is not None and frame.f_globals.get("__name__") in ("contextlib", "tempfile"):
         return True
@@ -160,7 +162,10 @@ def _send_again(number: int) -> None:
 
 @contextmanager
 def _handling(handlers: Handlers, replaced: tuple[object, ...]) -> Iterator[None]:
-    """Handle signals in the main thread, unless the program has handlers of its own or ignores them."""
+    """Handle signals in the main thread.
+
+    Handlers that are not in `replaced`, such as those of the program, stay in place.
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in handlers if signal.getsignal(number) in replaced}
@@ -175,16 +180,16 @@ def _handling(handlers: Handlers, replaced: tuple[object, ...]) -> Iterator[None
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated`, and Ctrl-C KeyboardInterrupt, so that nothing is left half-written.
+    """Make SIGTERM and SIGHUP raise `Terminated`, and SIGINT KeyboardInterrupt, so that cleanup code runs.
 
-    A signal that is ignored stays so, as `nohup` wants it.
+    Signals that are ignored, as under `nohup`, stay ignored.
     """
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), _interrupt)
     with _handling(handlers, (*DEFAULT, end_at_once)), _ignored_interrupts():
         try:
             yield
         finally:
-            for _ in range(AGAIN_MOST):  # else it would come after the command, and kill the program
+            for _ in range(AGAIN_MOST):  # a signal after the command would kill the program
                 if not _put_off:
                     break
                 time.sleep(AGAIN_S)
@@ -192,7 +197,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Send signals again whose exception Python ignored, as it does where an object is freed."""
+    """Send a signal again if Python ignored its exception, as in `__del__`."""
     before = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -209,24 +214,25 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 SAME_S = 0.2
-"""Time in which a signal that comes again counts as the one before: `timeout` sends each to the command twice (s)."""
+"""Time in which a repeated signal is ignored, because `timeout` sends each signal twice (s)."""
 
 
 class Stop:
-    """Request to end a loop after the item at hand: the first Ctrl-C, SIGTERM or SIGHUP. The second ends it at once.
+    """Request to end a loop after the current item.
 
-    KeyboardInterrupt may come at any bytecode, and would lose what was computed so far.
+    The first signal sets the request, and the second one ends the loop at once. The signals are SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP. A KeyboardInterrupt could occur at any bytecode and would lose the results so far.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """Signal that came; None before."""
-        self._came_s = 0.0
+        """Number of the received signal, if any."""
+        self._received_s = 0.0
         self._at_once = True
-        """Nothing is lost if a signal ends the loop at once: it has not begun, or waits for the source."""
+        """True while a signal can end the loop without losing results: before the first item and between items."""
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items until a signal comes; where it comes before the first one is used, raise KeyboardInterrupt."""
+        """Yield items until a signal arrives; raise KeyboardInterrupt if it arrives before the first item."""
         iterator, count = iter(items), 0
         try:
             while True:
@@ -245,21 +251,23 @@ class Stop:
                 raise
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; raise KeyboardInterrupt where nothing is lost by it, and on the second signal."""
+        """Record a signal; raise KeyboardInterrupt if no results would be lost, or on the second signal."""
         if _is_indivisible(frame):
             _interrupt(number, frame)
             return
         now_s = time.monotonic()
-        if number == self.number and now_s - self._came_s < SAME_S:
+        if number == self.number and now_s - self._received_s < SAME_S:
             return
-        again, self.number, self._came_s = self.number is not None, number, now_s
+        again, self.number, self._received_s = self.number is not None, number, now_s
         if again or self._at_once:
             _interrupt(number, None)
-        with suppress(RuntimeError):  # the signal came in the middle of printing something else
-            click.echo(f"{signal.Signals(number).name}: ending here; once more to end at once", err=True)
+        with suppress(RuntimeError):  # the signal arrived while something else was printed
+            click.echo(
+                f"{signal.Signals(number).name}: stopping after the current item; interrupt again to stop now", err=True
+            )
 
     def finish(self) -> None:
-        """End the command with 128 and the number of the signal, if one came."""
+        """End the command with 128 plus the number of the signal, if one was received."""
         if self.number is not None:
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(128 + self.number)
@@ -267,7 +275,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Yield the request to stop, which signals make while the block runs."""
+    """Yield a `Stop` that signals set while the block runs."""
     stop = Stop()
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), stop.handle)
     with _handling(handlers, (*DEFAULT, _interrupt)):

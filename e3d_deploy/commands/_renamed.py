@@ -1,4 +1,4 @@
-"""Former names of options, which stay for one version."""
+"""Former names of options, which keep working for one version."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ RENAMED = {
     "benchmark": {"--target-p99": "--latency-goal"},
     "export": {"--target": "--backend"},
 }
-"""Present names of options by command and former name; to be removed with version 0.2."""
+"""Present names of options by command and former name; removed in version 0.2."""
 
 
 def present_names(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -16,7 +16,7 @@ def present_names(args: Sequence[str]) -> tuple[list[str], list[str]]:
         args: name of the command and its arguments.
 
     Returns:
-        The same with present names, and a warning about each former one.
+        The command line with present names, and a warning for each former name.
     """
     known, present, remarks = RENAMED.get(args[0], {}), [args[0]], []
     for arg in args[1:]:

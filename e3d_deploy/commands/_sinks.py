@@ -1,4 +1,4 @@
-"""Outputs of `e3d stream`: checked before the work, and opened for each source."""
+"""Outputs of `e3d stream`: checked before the work, then opened for each source."""
 
 import os
 import re
@@ -26,9 +26,10 @@ STDOUT = Path("-")
 
 
 def or_stdout(path: Path | None) -> Path | None:
-    """Return the path of an output, `STDOUT` for every path that names it.
+    """Return an output path, or `STDOUT` for every path that means standard output.
 
-    Opened by such a path, a file that stdout leads to would be written over by what is printed.
+    If stdout is redirected to a file, and an output opened the same file by its path, printed text would overwrite the
+    output.
     """
     from e3d_deploy.files import is_stdout
 
@@ -37,7 +38,7 @@ def or_stdout(path: Path | None) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Outputs as the options name them."""
+    """Outputs that the options ask for."""
 
     video: Path | None
     push: tuple[str, ...]
@@ -47,15 +48,15 @@ class Outputs:
 
     @property
     def take_stdout(self) -> bool:
-        """True if one of them is standard output."""
+        """True if an output goes to standard output."""
         return STDOUT in (self.raw, self.lines)
 
     def check(self, model: Path, addresses: "Sequence[Address]", *, json: bool) -> None:
         """Check the outputs before any work is done.
 
         Raises:
-            UsageError: outputs that do not go together, or not with the sources.
-            ConfigError, OSError: a place that cannot be written.
+            UsageError: outputs conflict with each other or with the sources.
+            ConfigError, OSError: an output path is an input, is given twice, or is not writable.
         """
         from e3d_deploy.commands._places import check_apart
         from e3d_deploy.data.write import check_output_path
@@ -70,15 +71,15 @@ class Outputs:
             check_apart(file, *read, model, holds_clips=file is self.video and not file.suffix)
         for number, file in enumerate(files):
             if os.path.realpath(file) in map(os.path.realpath, files[:number]):
-                raise ConfigError(f"{file}: got it for two outputs, expected a place for each; choose another for one")
+                raise ConfigError(f"{file}: is the path of two outputs; give each output its own path")
         for file in files:
             if file is not self.video:
                 check_place(file)
         if self.video is not None:
             if len(addresses) > 1 and self.video.suffix:
                 raise ConfigError(
-                    f"{self.video}: got {len(addresses)} sources, whose videos go into a folder; give a name without "
-                    f"{self.video.suffix}"
+                    f"{self.video}: got {len(addresses)} sources, expected a folder for their videos; give "
+                    f"a name without {self.video.suffix}"
                 )
             check_output_path(self.video)
         for url in self.push:
@@ -86,18 +87,20 @@ class Outputs:
 
     def _check_together(self, sources: int, *, json: bool) -> None:
         if self.raw == self.lines == STDOUT:
-            raise click.UsageError("--raw-output - and --jsonl - both take stdout; write one of them to a file")
+            raise click.UsageError("--raw-output - and --jsonl - both use stdout; write one of them to a file")
         if self.take_stdout and json:
-            raise click.UsageError("--json prints on stdout, which another output takes; write that to a file")
+            raise click.UsageError(
+                "--json prints on stdout, which another output uses; write the other output to a file"
+            )
         if self.raw is not None and sources > 1:
             raise click.UsageError(f"--raw-output: got {sources} sources, expected one; run the command for each")
         if self.push and len(self.push) != sources:
             raise click.UsageError(
-                f"--push: got {len(self.push)} for {sources} sources, expected one for each, in their order"
+                f"--push: got {len(self.push)} addresses for {sources} sources, expected one per source, in order"
             )
         if is_given("zoom") and not self.push and (self.video is None or self.video.suffix.lower() == ".npz"):
             kind = "without -o" if self.video is None else "with .npz"
-            raise click.UsageError(f"--zoom enlarges videos and pictures, and means nothing {kind}; leave it out")
+            raise click.UsageError(f"--zoom enlarges videos and pictures, and has no effect {kind}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,11 @@ class Sinks:
     """Opened outputs of one source."""
 
     puts: "list[AbstractContextManager[Put]]"
+    """Functions that write one picture and its forecasts, each in its context manager."""
     video: Path | None
-    """Video that is written, where it will stand."""
+    """Final path of the video."""
     push: "Push | None"
+    """Encoder that sends the video to a peer."""
     shared: "Sequence[Output]"
     """Outputs that all sources write to."""
 
@@ -115,10 +120,10 @@ class Sinks:
 def open_sinks(
     outputs: Outputs, addresses: "Sequence[Address]", feeds: "Sequence[Feed]", form: "Form", stack: ExitStack
 ) -> list[Sinks]:
-    """Open the outputs of each source, which the stack closes; files are written from its first picture on.
+    """Open the outputs of each source; the stack closes them. Files are created at the first picture.
 
     Raises:
-        SourceLost: a peer does not accept a video.
+        SourceLost: the peer of a --push address cannot be reached or refuses the video.
     """
     from e3d_deploy.data.rate import DEFAULT_RATE
     from e3d_deploy.files import new_folder
@@ -143,13 +148,17 @@ def open_sinks(
             one = _with_video(one, outputs, None if folder is None else folder / name, form, rate)
         if outputs.push:
             one = _with_push(one, outputs, outputs.push[number], form, rate, stack)
-        # A reader who had enough ends the source; its video has the last picture too.
+        # If the reader of an output closes its pipe, the source ends. The video comes first, to get that picture too.
         found.append(replace(one, puts=[*one.puts, *puts]))
     return found
 
 
 def _with_video(one: Sinks, outputs: Outputs, place: Path | None, form: "Form", rate: float) -> Sinks:
-    """Add the video of a source, in a folder of several or alone."""
+    """Add the video of a source.
+
+    Args:
+        place: path of the video in the folder of several videos; None if there is only one source.
+    """
     from e3d_deploy.data.write import check_size
     from e3d_deploy.live.sinks import video
 
@@ -163,7 +172,7 @@ def _with_video(one: Sinks, outputs: Outputs, place: Path | None, form: "Form", 
 
 
 def _with_push(one: Sinks, outputs: Outputs, url: str, form: "Form", rate: float, stack: ExitStack) -> Sinks:
-    """Add the push of a source, to a peer that accepts it."""
+    """Add pushing of the video of a source to an address."""
     from e3d_deploy.live.push import Push, pushing
 
     H, W = form.image_size
@@ -178,7 +187,7 @@ def remark(text: str) -> None:
 
 
 def _file_names(addresses: "Sequence[Address]") -> list[str]:
-    """Return names of videos: the number of the source, and a part of its name for a reader."""
+    """Return the file names of videos: the number of the source and a readable part of its name."""
     digits = len(str(len(addresses)))
     names = []
     for number, address in enumerate(addresses, 1):

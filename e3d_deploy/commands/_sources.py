@@ -1,4 +1,4 @@
-"""Sources of `e3d stream`: options that go with them, and their opening."""
+"""Sources of `e3d stream`: checked together with the options, and opened."""
 
 import time
 from collections.abc import Sequence
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
     from e3d_deploy.runtime import Predictor
 
 SAMPLE = 50
-"""Frames by which the time of longer forecasts is estimated."""
+"""Number of frames that are timed to estimate the time of longer forecasts."""
 LONG_S = 5.0
-"""Time of a forecast that is told before it begins (s)."""
+"""Time above which the duration of a forecast is printed before the work (s)."""
 
 
 def check_options(addresses: "Sequence[Address]") -> None:
-    """Refuse options that mean nothing for these sources."""
+    """Refuse options that do not apply to these sources."""
     kinds = [address.kind for address in addresses]
     if kinds.count("stdin") > 1:
-        raise click.UsageError("-: got it twice, expected once, as there is one stdin; leave one out")
+        raise click.UsageError("SOURCE: got - more than once, and there is only one stdin; give it once")
     if is_given("raw") and "stdin" not in kinds:
         raise click.UsageError("--raw applies only to raw frames on stdin; leave it out, or give - as a SOURCE")
     if is_given("realtime") and not {"file", "network"} & set(kinds):
-        raise click.UsageError("--realtime applies only to files and addresses, and no SOURCE is one; leave it out")
+        raise click.UsageError(
+            "--realtime applies only to files and addresses, and no SOURCE is a file or address; leave it out"
+        )
     for name in ("silence_s", "attempts"):
         if is_given(name) and not {"camera", "network"} & set(kinds):
-            option = f"--{name.removesuffix('_s')}"
+            flag = f"--{name.removesuffix('_s')}"
             raise click.UsageError(
-                f"{option} applies only to cameras and addresses, and no SOURCE is one; leave it out"
+                f"{flag} applies only to cameras and addresses, and no SOURCE is a camera or address; leave it out"
             )
 
 
 def check_horizon(predictor: "Predictor", horizon: int, sources: int) -> None:
-    """Refuse a horizon whose forecasts fit into no memory, and say how long one takes that is long.
+    """Refuse a horizon that needs too much memory, and print how long a slow forecast takes.
 
     Raises:
-        ResourceLimit: there is not enough memory.
+        ResourceLimit: the forecasts of all sources need more than the free memory.
     """
     import numpy as np
 
@@ -61,7 +63,7 @@ def check_horizon(predictor: "Predictor", horizon: int, sources: int) -> None:
     stream.forecast(SAMPLE)
     seconds = (time.perf_counter() - started) / SAMPLE * horizon
     if seconds > LONG_S:
-        remark(f"each picture takes about {duration(seconds)}: that long is a forecast of {horizon} frames")
+        remark(f"a forecast of {horizon} frames takes about {duration(seconds)}, for each picture")
 
 
 def open_feeds(
@@ -71,10 +73,13 @@ def open_feeds(
     selection: "Selection",
     stack: ExitStack,
 ) -> "dict[str, Feed]":
-    """Open the sources, by labels that differ; the stack closes them.
+    """Open the sources; the stack closes them.
+
+    Returns:
+        The sources by unique labels.
 
     Raises:
-        E3DError: one cannot be opened.
+        E3DError: a source cannot be opened.
     """
     from e3d_deploy.data.live.feed import Feed
 

@@ -1,4 +1,4 @@
-"""Tables of `e3d stream`: one that changes while it runs, and the summary."""
+"""Tables of `e3d stream`: the live table and the summary."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from e3d_deploy.live.worker import SourceWorker
 
 SILENT_S = 2.0
-"""Time without a picture from which a source is shown as silent (s)."""
+"""Time without a picture after which a source is shown as silent (s)."""
 COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
 LEAST_IMPORTANT = ("age", "p50", "frames", "novelty", "dropped", "p99", "frames/s")
-"""Columns that a narrow terminal does without, in this order."""
+"""Columns that are dropped on a narrow terminal, in this order."""
 LEAST_SOURCE = 20
-"""Cells of the terminal that the name of a source gets at least."""
+"""Minimum width of the name of a source (terminal cells)."""
 SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
 
 
 @contextmanager
 def showing(workers: "Sequence[SourceWorker]") -> Iterator[Callable[[], None]]:
-    """Yield a function that shows on stderr how far workers are: a table that changes, or a line now and then."""
+    """Yield a function that shows the progress of the workers on stderr.
+
+    A terminal gets a live table. Other outputs get a line at most once per `INTERVAL_S`.
+    """
     text = f"streaming {workers[0].label if len(workers) == 1 else f'{len(workers)} sources'}"
     if not is_animated(sys.stderr):
         click.echo(text, err=True)
@@ -55,7 +58,7 @@ def _line(workers: "Sequence[SourceWorker]") -> str:
 
 
 def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableType":
-    """Return the table of workers, without the least important columns where the terminal is narrow."""
+    """Return the live table, without the least important columns if the terminal is narrow."""
     from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
@@ -96,7 +99,7 @@ def _live_row(worker: "SourceWorker", standing: "Standing") -> tuple[str, ...]:
 
 
 def _ending(text: str, cells: int) -> str:
-    """Return the end of a text that takes too many cells of a terminal, as names differ there."""
+    """Cut a text that is too wide for `cells` at its start, because names of sources differ at the end."""
     from rich.cells import cell_len
 
     if cell_len(text) <= cells:
@@ -107,7 +110,7 @@ def _ending(text: str, cells: int) -> str:
 
 
 def state(worker: "SourceWorker", standing: "Standing") -> str:
-    """Return what a worker does, in words."""
+    """Describe the state of a worker: waiting, running, silent, ended or lost."""
     if worker.has_ended:
         return "ended" if worker.error is None else "lost"
     if standing.silent_s is None:
@@ -116,23 +119,23 @@ def state(worker: "SourceWorker", standing: "Standing") -> str:
 
 
 def show_summary(summary: "Summary", *, err: bool) -> None:
-    """Show a summary as a table, and what it means below it."""
+    """Print the summary as a table, with remarks and verdicts below."""
     click.echo(f"{summary.backend}, renewal {summary.renewal}, {counted(summary.horizon)} ahead", err=err)
     table(SUMMARY_COLUMNS, [_row(one) for one in summary.sources], err=err)
     rates = {one.source_frames_per_second for one in summary.sources if one.source_frames_per_second is not None}
     total = _number(summary.frames_per_second, ".1f")
-    told = f", the source has {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
+    told = f"; the source runs at {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
     click.echo(f"{counted(summary.frames)}, {total} frames/s{told}", err=err)
     for one in summary.sources:
         if one.verdict is not None:
             click.echo(f"{one.source}: {one.verdict}", err=err)
         if one.not_pushed:
             click.echo(f"{one.source}: {one.not_pushed} of {one.not_pushed + (one.pushed or 0)} pictures "
-                       "were not pushed, as the peer did not take them", err=err)  # fmt: skip
+                       "were not pushed, because the peer did not accept them in time", err=err)  # fmt: skip
 
 
 def counted(frames: int) -> str:
-    """Return a number of frames in words."""
+    """Format a number of frames: `1 frame`, `2 frames`."""
     return "1 frame" if frames == 1 else f"{frames} frames"
 
 

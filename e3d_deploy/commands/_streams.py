@@ -1,4 +1,4 @@
-"""Standard output and error of a command, which print whatever the locale is, and lose no work when they break."""
+"""Standard output and error of a command: they work in every locale, and the command survives a closed pipe."""
 
 import codecs
 import os
@@ -28,11 +28,13 @@ PLAIN = {
     "µ": "u",
     "’": "'",
 }
-"""Forms in ASCII of characters that messages and tables use; those of tables keep the width where they can."""
+"""ASCII replacements of the characters that messages and tables use, most of them of the same width."""
 READABLE, EXACT = "e3d_deploy.readable", "e3d_deploy.exact"
-"""Names of two ways to encode what an encoding lacks: for a person to read, and with the bytes of file names kept."""
+"""Names of two error handlers for characters that an encoding lacks.
+
+`READABLE` writes a replacement or an escape. `EXACT` also keeps the bytes of file names that are not text."""
 LENIENT = ("strict", "surrogateescape", "backslashreplace")
-"""Ways that Python chooses by itself; another one is a user's choice in PYTHONIOENCODING, and stays."""
+"""Error handlers that Python chooses by default. Another one was set by the user in PYTHONIOENCODING and is kept."""
 
 _lock = threading.Lock()
 
@@ -56,22 +58,23 @@ codecs.register_error(EXACT, _exact)
 
 
 class Output(LastingStream):
-    """A standard stream that commands share."""
+    """Standard stream that the running commands share."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.users = 0
-        """Commands that run with it."""
+        """Number of running commands that use the stream."""
         self.restoring = ExitStack()
-        """Restores the program's stream when it is closed."""
+        """Exit stack that restores the original stream of the program."""
 
 
 @contextmanager
 def lasting() -> Iterator[Output]:
-    """Give standard output; while the block runs, it and standard error survive what breaks them.
+    """Yield standard output; while the block runs, printing on stdout and stderr raises no errors.
 
-    A closed one leads nowhere: the next file to be opened would have its descriptor, and what a library prints would go
-    into that file. Blocks in several threads share both streams, and the last one puts them back.
+    A closed stream is replaced by the null device. Otherwise the next opened file would get its descriptor, and text
+    that a library prints would go into that file. Blocks in several threads share both streams; the last one restores
+    them.
     """
     with ExitStack() as stack:
         with _lock:
@@ -85,7 +88,7 @@ def lasting() -> Iterator[Output]:
 
 
 def _share(name: str, errors: str) -> Output:
-    """Return the standard stream that commands share, which the first of them puts in the place of the program's."""
+    """Return the shared standard stream; the first command replaces the stream of the program by it."""
     before = getattr(sys, name)
     if isinstance(before, Output) and before.users:
         before.users += 1
@@ -99,7 +102,7 @@ def _share(name: str, errors: str) -> Output:
 
 
 def _leave(out: Output) -> None:
-    """Flush a stream that commands share; the last of them restores the program's."""
+    """Flush a shared stream; the last command restores the stream of the program."""
     out.flush()
     with _lock:
         out.users -= 1
@@ -114,15 +117,16 @@ def _put_back(name: str, out: Output, before: TextIO | None) -> None:
 
 @contextmanager
 def binary_stdout() -> "Iterator[BinaryIO | RawIOBase]":
-    """Give standard output for bytes, which, unlike that for text, raises an error when its reader is gone.
+    """Yield a binary standard output, which raises an error if its reader has closed the pipe.
 
-    It has no buffer: Python could not end while a thread holds the lock of one, because a reader does not read.
+    It is unbuffered, because Python cannot exit while a thread that is blocked on a full pipe holds the lock of a
+    buffer.
     """
     sys.stdout.flush()
     out = sys.stdout.wrapped if isinstance(sys.stdout, Output) else sys.stdout
     try:
         descriptor = out.fileno()
-    except OSError:  # a program has put something without a descriptor in its place
+    except OSError:  # stdout was replaced by an object without a descriptor
         yield cast(BinaryIO, out.buffer)
         return
     with open(os.dup(descriptor), "wb", buffering=0) as raw:
@@ -130,7 +134,7 @@ def binary_stdout() -> "Iterator[BinaryIO | RawIOBase]":
 
 
 def _fill_descriptors() -> None:
-    """Open the null device on those of the first three descriptors that are closed."""
+    """Open the null device on each of the descriptors 0 to 2 that is closed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -138,7 +142,7 @@ def _fill_descriptors() -> None:
 
 @contextmanager
 def _encoding_all(stream: TextIO | None, errors: str) -> Iterator[TextIO]:
-    """Let a stream encode every character while the block runs; give the null device in place of a closed one."""
+    """Make a stream encode every character while the block runs; yield the null device if the stream is closed."""
     if stream is None or getattr(stream, "closed", False):
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             yield nowhere

@@ -74,13 +74,13 @@ def test_a_path_that_is_not_there_ends_with_2(place: str, exported: Path, tmp_pa
 def test_a_name_that_cannot_be_looked_up_ends_with_2(place: str, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     bundle = exported / "tiny.e3d"
-    assert "no link to itself" in last_line(place, str(tmp_path / "loop"), bundle, tmp_path)
+    assert "without a loop of symbolic links" in last_line(place, str(tmp_path / "loop"), bundle, tmp_path)
     assert "give a shorter name" in last_line(place, str(tmp_path / ("n" * 300)), bundle, tmp_path)
 
 
 def test_an_empty_path_is_refused() -> None:
-    assert "'BUNDLE_OR_MODEL': got an empty text; give a path." in e3d("inspect", "", code=2).stderr
-    assert "'BUNDLE_OR_MODEL': got an empty text; give a path." in e3d("evaluate", "", code=2).stderr
+    assert "'BUNDLE_OR_MODEL': got an empty text, expected a path." in e3d("inspect", "", code=2).stderr
+    assert "'BUNDLE_OR_MODEL': got an empty text, expected a path." in e3d("evaluate", "", code=2).stderr
 
 
 def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +194,12 @@ def test_a_folder_as_a_baseline_is_refused(exported: Path) -> None:
         ("evaluate {bundle} --context 0", "got 0, expected a whole number from 1 to 10,000"),
         ("evaluate {bundle} --most 10000000", "got 10000000, expected a whole number from 1 to 1,000,000"),
         ("evaluate {bundle} --samples 100000", "got 100000, expected a whole number from 0 to 10,000"),
-        ("evaluate {bundle} --streaming --ages 4,1000000", "'4,1000000' holds a number above 10,000"),
+        ("evaluate {bundle} --streaming --ages 4,1000000", "got '4,1000000', expected numbers up to 10,000"),
         ("verify {bundle} --steps 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
         ("profile {bundle} --steps 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
         ("benchmark {bundle} --repeats 1000000", "got 1000000, expected a whole number from 5 to 1,000"),
         ("benchmark {bundle} --seconds 1000000", "1000000.0 is not in the range 0<x<=3600"),
-        ("benchmark {bundle} --streams 1,1000000", "'1,1000000' holds a number above 1,024"),
+        ("benchmark {bundle} --streams 1,1000000", "got '1,1000000', expected numbers up to 1,024"),
         ("export {bundle} -o new.e3d --context 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
         ("export {bundle} -o new.e3d --horizon 0", "got 0, expected a whole number from 1 to 10,000"),
         ("stream {bundle} {bundle} --horizon 1000000", "got 1000000, expected a whole number from 1 to 10,000"),

@@ -40,8 +40,8 @@ def test_the_error_is_that_of_the_measures(exported: Path, video: Path, tmp_path
     arrays, said = predicted(exported, video, tmp_path / "o.npz", "--horizon", 3)
     forecast, truth = (np.moveaxis(arrays[name][0], -1, 1) for name in ("frames", "truth"))
     last = np.moveaxis(np.load(video)[3:4], -1, 1) / np.float32(255)
-    assert f"forecast: MSE {metrics.mse(forecast.clip(0, 1), truth).mean():.4g} a frame\n" in said
-    assert f"copying the last frame: MSE {metrics.mse(last, truth).mean():.4g} a frame\n" in said
+    assert f"forecast: MSE {metrics.mse(forecast.clip(0, 1), truth).mean():.4g} per frame\n" in said
+    assert f"copying the last frame: MSE {metrics.mse(last, truth).mean():.4g} per frame\n" in said
 
 
 def test_truth_that_ends_early_is_said(exported: Path, video: Path, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_truth_that_ends_early_is_said(exported: Path, video: Path, tmp_path: Pa
     assert f"truth for 1 of 3 frames: {video} ends before the forecast does" in said
     assert np.isnan(arrays["truth"][0]).all(axis=(1, 2, 3)).tolist() == [False, True, True]
     arrays, said = predicted(exported, video, tmp_path / "o.npz", "--horizon", 3, "--start", 6)
-    assert f"no truth: {video} ends where the forecast begins, so its error is not known" in said
+    assert f"no truth: {video} ends before the forecast begins, so the error is unknown" in said
     assert "MSE" not in said
     assert list(arrays) == ["frames"]
 
@@ -128,6 +128,6 @@ def test_a_stream_says_how_long_a_far_forecast_takes(
     for number in range(2):
         Image.new("L", (24, 16), 100 * number).save(tmp_path / "pictures" / f"{number}.png")
     said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", _sources.SAMPLE + 1).stderr
-    assert said.count("each picture takes about ") == 1
+    assert said.count("a forecast of ") == 1
     said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", _sources.SAMPLE).stderr
-    assert "each picture takes" not in said
+    assert "a forecast of" not in said

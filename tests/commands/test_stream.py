@@ -156,26 +156,26 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--jsonl", "-", "--raw-output", "-"], "both take stdout"),
-        (["--jsonl", "/dev/stdout", "--json"], "--json prints on stdout, which another output takes"),
-        (["--jsonl", "/dev/fd/1", "--raw-output", "-"], "both take stdout"),
-        (["--jsonl", "-", "--json"], "--json prints on stdout, which another output takes"),
+        (["--jsonl", "-", "--raw-output", "-"], "both use stdout"),
+        (["--jsonl", "/dev/stdout", "--json"], "--json prints on stdout, which another output uses"),
+        (["--jsonl", "/dev/fd/1", "--raw-output", "-"], "both use stdout"),
+        (["--jsonl", "-", "--json"], "--json prints on stdout, which another output uses"),
         (["FILM", "--raw-output", "raw"], "--raw-output: got 2 sources, expected one"),
-        (["FILM", "--push", "rtsp://127.0.0.1:1/a"], "--push: got 1 for 2 sources, expected one for each"),
+        (["FILM", "--push", "rtsp://127.0.0.1:1/a"], "--push: got 1 addresses for 2 sources, expected one per source"),
         (
             ["--push", "srt://127.0.0.1:1"],
             "--push: got srt://127.0.0.1:1, expected an address such as rtsp://host/path",
         ),
-        (["FILM", "-o", "a.mp4"], "a.mp4: got 2 sources, whose videos go into a folder"),
+        (["FILM", "-o", "a.mp4"], "a.mp4: got 2 sources, expected a folder for their videos"),
         (["--raw", "4x4x1"], "--raw applies only to raw frames on stdin"),
-        (["-", "--raw", "4x4"], "'4x4' is not HEIGHTxWIDTHxCOLOURS"),
-        (["-", "-", "--raw", "4x4x1"], "-: got it twice"),
+        (["-", "--raw", "4x4"], "got '4x4', expected HEIGHTxWIDTHxCHANNELS"),
+        (["-", "-", "--raw", "4x4x1"], "got - more than once"),
         (["-"], "give it with --raw HxWxC"),
         (["--silence", "3"], "--silence applies only to cameras and addresses"),
         (["--attempts", "3"], "--attempts applies only to cameras and addresses"),
         (["ftp://a/b"], "got the scheme ftp://"),
-        (["--jsonl", "FILM"], "is what is read, and would be replaced"),
-        (["--jsonl", "same", "--raw-output", "same"], "same: got it for two outputs"),
+        (["--jsonl", "FILM"], "is an input and would be overwritten"),
+        (["--jsonl", "same", "--raw-output", "same"], "same: is the path of two outputs"),
         (["--queue", "0"], "got 0, expected a whole number from 1 to 1,000"),
         (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such file or folder; give a video, a folder"),
     ],
@@ -193,7 +193,7 @@ def test_what_cannot_work_is_refused_before_any_work(
 
 def test_a_camera_does_not_play_at_its_rate(bundle: Path) -> None:
     result = e3d("stream", bundle, "/dev/video0", *QUICK, "--realtime", code=2)
-    assert "--realtime applies only to files and addresses, and no SOURCE is one" in result.stderr
+    assert "--realtime applies only to files and addresses, and no SOURCE is a file or address" in result.stderr
 
 
 def test_a_source_that_breaks_off_stops_no_other(bundle: Path, films: list[Path], tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_full_disk_ends_it_with_its_name_and_the_video_so_far(
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, which Linux has")
     result = e3d("stream", bundle, films[0], *QUICK, "--jsonl", "/dev/full", "-o", tmp_path / "a.mp4", code=7)
-    assert result.stderr.splitlines()[-1].startswith("Error: /dev/full: No space left on device; make room")
+    assert result.stderr.splitlines()[-1].startswith("Error: /dev/full: No space left on device; free space")
     assert "model p50" in result.stdout
     assert frames_in(tmp_path / "a.mp4") == 1
 

@@ -44,7 +44,7 @@ def test_a_zoom_is_refused_where_no_picture_is_written(
     monkeypatch.chdir(tmp_path)
     for command in ["stream", *(["predict"] if output else [])]:
         words = refused(command, exported / "tiny.e3d", exported / "clip.npy", *output, "--zoom", 4)
-        assert words.startswith("Error: --zoom enlarges videos and pictures, and means nothing with")
+        assert words.startswith("Error: --zoom enlarges videos and pictures, and has no effect with")
     assert not any(tmp_path.iterdir())
 
 
@@ -53,17 +53,17 @@ def test_threads_are_refused_with_a_backend_that_has_none(command: str, exported
     more = {"predict": [exported / "clip.npy", "-o", tmp_path / "a.npz"], "stream": [exported / "clip.npy"]}
     options = [*more.get(command, []), "--backend", "tensorrt", "--threads", 1]
     words = refused(command, exported / "tiny.e3d", *options)
-    assert words == "Error: threads: tensorrt steps on the GPU and takes none; leave --threads out"
+    assert words == "Error: threads: tensorrt runs on the GPU and has no setting for threads; leave --threads out"
 
 
 def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_path: Path) -> None:
-    assert "--samples is of -o FOLDER" in refused("evaluate", exported / "tiny.e3d", "--samples", 4)
-    assert "--threads is of --bundle" in refused("doctor", "--threads", 1)
+    assert "--samples requires -o FOLDER" in refused("evaluate", exported / "tiny.e3d", "--samples", 4)
+    assert "--threads requires --bundle" in refused("doctor", "--threads", 1)
     cache = ["--cache", "none", "--cache-limit-gb", 1]
-    assert "--cache-limit-gb means nothing with --cache none" in refused("build", exported / "tiny.e3d", *cache)
+    assert "--cache-limit-gb has no effect with --cache none" in refused("build", exported / "tiny.e3d", *cache)
     packed = e3d("pack", exported / "tiny.e3d", "-o", tmp_path / "a.e3d.zip", "--with-engines")
     assert "--with-engines: " in packed.stderr
-    assert "holds none" in packed.stderr
+    assert "has no engines" in packed.stderr
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_pa
     [
         (
             ["--optimizer", "adam", "--weight-decay", 0.1],
-            "--weight-decay is of --optimizer adamw or muon, and this run has adam",
+            "--weight-decay requires --optimizer adamw or muon, and this run has adam",
         ),
-        (["--recipe", "openstl", "--weight-decay", 0.1], "--weight-decay is of --optimizer adamw"),
-        (["--schedule", "constant", "--warmup-steps", 5], "--warmup-steps is of --schedule cosine"),
-        (["--sampling", "reverse", "--sampling-start", 0.5], "--sampling-start is of --sampling scheduled"),
-        (["--sampling", "reverse", "--sampling-decrease", 0.5], "--sampling-decrease is of --sampling scheduled"),
-        (["--sampling-hold-steps", 5], "--sampling-hold-steps is of --sampling reverse"),
-        (["--sampling-decay-steps", 5], "--sampling-decay-steps is of --sampling reverse"),
-        (["--recipe", "google", "--burn-in-steps", 5], "--burn-in-steps is of a burn-in, and this run has none"),
-        (["--sample-count", 3], "--sample-count is of --samples FOLDER"),
+        (["--recipe", "openstl", "--weight-decay", 0.1], "--weight-decay requires --optimizer adamw"),
+        (["--schedule", "constant", "--warmup-steps", 5], "--warmup-steps requires --schedule cosine"),
+        (["--sampling", "reverse", "--sampling-start", 0.5], "--sampling-start requires --sampling scheduled"),
+        (["--sampling", "reverse", "--sampling-decrease", 0.5], "--sampling-decrease requires --sampling scheduled"),
+        (["--sampling-hold-steps", 5], "--sampling-hold-steps requires --sampling reverse"),
+        (["--sampling-decay-steps", 5], "--sampling-decay-steps requires --sampling reverse"),
+        (["--recipe", "google", "--burn-in-steps", 5], "--burn-in-steps requires burn-in, and this run has none"),
+        (["--sample-count", 3], "--sample-count requires --samples FOLDER"),
     ],
 )
 def test_settings_that_a_run_would_not_use_are_refused(options: list[object], error: str, tmp_path: Path) -> None:

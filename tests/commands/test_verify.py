@@ -43,7 +43,7 @@ def test_without_a_name_it_proves_the_backend_that_load_takes(
     )
     assert report["choice"]["backend"] == "openvino"
     assert [one["backend"] for one in report["choice"]["tried"]] == ["openvino", "onnxruntime"]
-    assert "auto takes openvino: agrees with the reference, and is the fastest that does" in result.stderr
+    assert "auto selects openvino: agrees with the reference, and is the fastest that does" in result.stderr
 
 
 def test_the_choice_that_was_kept_is_taken_without_comparing_again(
@@ -61,7 +61,7 @@ def test_a_backend_that_is_named_is_proved_without_a_choice(bundle_path: Path, m
     install(monkeypatch, "torch")
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", "--json")
     assert json.loads(result.stdout)["choice"] is None
-    assert "auto takes" not in result.stderr
+    assert "auto selects" not in result.stderr
 
 
 def test_pytorch_is_compared_with_its_recorded_answer_not_with_itself(
@@ -78,6 +78,6 @@ def test_where_auto_takes_none_the_first_that_opens_is_shown_to_fail(
     off(monkeypatch, OnnxRuntimeBackend)
     install(monkeypatch, "onnxruntime")
     result = e3d("verify", bundle_path, "--json", code=3)
-    assert "auto takes none here; verifying onnxruntime, the first that opens" in result.stderr
+    assert "auto selects no backend; verifying onnxruntime, the first that opens" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("FAIL onnxruntime")
     assert json.loads(result.stdout)["passed"] is False

@@ -369,14 +369,14 @@ def test_impossible_options_are_refused_before_the_work(exported: Path, film: Pa
     def failing(*options: object, model: Path = exported / "tiny.e3d") -> str:
         return e3d("evaluate", model, "--data", film, *options, code=2).stderr.splitlines()[-1]
 
-    assert "--record means nothing without --streaming" in failing("--record")
-    assert "--ages means nothing without --streaming" in failing("--ages", "1,2")
-    assert "--samples means nothing with --streaming" in failing("--streaming", "--samples", 1)
-    assert "--lpips means nothing with --streaming" in failing("--streaming", "--lpips", film)
+    assert "--record has no effect without --streaming" in failing("--record")
+    assert "--ages has no effect without --streaming" in failing("--ages", "1,2")
+    assert "--samples has no effect with --streaming" in failing("--streaming", "--samples", 1)
+    assert "--lpips has no effect with --streaming" in failing("--streaming", "--lpips", film)
     for ages in ("0,10", "-1", "1.5", "ten", ""):
         assert "--ages" in failing("--streaming", "--ages", ages)
     assert "expected none, refresh:M or replay" in failing("--streaming", "--renewals", "none,often")
-    assert "--renewals means nothing without --streaming" in failing("--renewals", "none")
+    assert "--renewals has no effect without --streaming" in failing("--renewals", "none")
     short = e3d("evaluate", exported / "tiny.e3d", "--data", film, "--streaming", "--ages", "5", "--most", 1)
     assert "not compared: renewals: got clips for ages up to 5, expected at least 8" in short.stderr
     assert "no clip has 53 frames" in failing("--streaming", "--context", 50)

@@ -158,7 +158,7 @@ def test_import_writes_a_model_and_shows_the_evidence(tmp_path: Path) -> None:
     assert (config.semantics, config.norm_eps, config.image_size) == ("google", 1e-12, (16, 16))
 
     again = ["import", PLAIN, "-o", output]
-    assert "is there already; give --overwrite" in e3d(*again, code=2).stderr
+    assert "already exists; give --overwrite" in e3d(*again, code=2).stderr
     e3d(*again, "--overwrite")
     assert checkpoint.load(output).config.semantics == "openstl"
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]

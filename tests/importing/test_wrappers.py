@@ -282,8 +282,8 @@ def test_the_file_that_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors)
     (tmp_path / "link.safetensors").symlink_to(path)
     content = path.read_bytes()
     for name, reason in {
-        "m.pth": "is what is read, and would be replaced",
-        "link.safetensors": "is what is read, and would be replaced",
+        "m.pth": "is an input and would be overwritten",
+        "link.safetensors": "is an input and would be overwritten",
         "other.pth": "a model is a .safetensors file; got .pth",
         "none/m.safetensors": "its folder does not exist",
         ".": "is a folder",
@@ -330,4 +330,4 @@ def test_a_model_file_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path
 def test_a_foreign_checkpoint_has_to_be_imported_before_it_predicts(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, tensors)
     line = e3d("predict", path, tmp_path / "clip.npy", "-o", tmp_path / "o.npz", code=5).stderr
-    assert f"a checkpoint of others; make a model of it first: `e3d import {path} -o MODEL.safetensors`" in line
+    assert f"got a third-party checkpoint; import it first: `e3d import {path} -o MODEL.safetensors`" in line

@@ -214,7 +214,8 @@ def test_device_time_is_separate_if_a_backend_reports_it(bundle: Bundle) -> None
 
 
 @pytest.mark.parametrize(
-    ("device_ms", "on_host", "shown"), [(None, True, "same"), (None, False, "not told"), (1.5, False, "1.50 ms")]
+    ("device_ms", "on_host", "shown"),
+    [(None, True, "as median"), (None, False, "not reported"), (1.5, False, "1.50 ms")],
 )
 def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
     row: Any = SimpleNamespace(timing=SimpleNamespace(device_median_ms=device_ms), on_host=on_host)
@@ -604,7 +605,7 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     again = e3d(*command, "--baseline", before, "--picture", picture)
     check(json.loads(again.stdout), SCHEMA)
     assert "step of onnxruntime: 0.00 times the baseline" in again.stderr
-    assert "PASS nothing is slower" in again.stderr
+    assert "PASS no row is slower" in again.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     first["results"][0]["median_ms"] /= 1e12
@@ -616,14 +617,14 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     first["results"], kept = [{**first["results"][0], "backend": "openvino"}], first["results"]
     before.write_text(json.dumps(first))
     none = e3d(*command, "--baseline", before)
-    assert "WARN no verdict: the baseline has none of these rows" in none.stderr
+    assert "WARN no verdict: the baseline and this run have no row in common" in none.stderr
     assert "PASS" not in none.stderr
 
     first["results"] = kept
     first["environment"]["threads"] = 64
     before.write_text(json.dumps(first))
     other = e3d(*command, "--baseline", before)
-    assert "WARN no verdict, the baseline has another threads: 64, now 1" in other.stderr
+    assert "WARN no verdict: the baseline differs in threads: 64, now 1" in other.stderr
 
 
 def test_every_field_is_documented() -> None:
@@ -653,18 +654,18 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backends", ""], "is not a list of names"),
-        (["--backends", "torch,,openvino"], "is not a list of names"),
-        (["--backends", "torch,torch"], "names one twice"),
+        (["--backends", ""], "expected names separated by commas"),
+        (["--backends", "torch,,openvino"], "expected names separated by commas"),
+        (["--backends", "torch,torch"], "expected each name once"),
         (["--what", "frame"], "what: got frame, expected some of step, stream, rollout, clip, end-to-end"),
-        (["--what", ""], "is not a list of names"),
-        (["--streams", "0,1"], "holds a number below 1"),
-        (["--streams", ""], "is not a list of integers"),
-        (["--streams", "two"], "is not a list of integers"),
-        (["--latency-goal", "33"], "is no time above 0 with its unit"),
-        (["--latency-goal", "0ms"], "is no time above 0 with its unit"),
-        (["--latency-goal", "soons"], "is no time above 0 with its unit"),
-        (["--latency-goal", "nanms"], "is no time above 0 with its unit"),
+        (["--what", ""], "expected names separated by commas"),
+        (["--streams", "0,1"], "expected numbers of 1 or more"),
+        (["--streams", ""], "expected whole numbers"),
+        (["--streams", "two"], "expected whole numbers"),
+        (["--latency-goal", "33"], "expected a time above 0 with its unit"),
+        (["--latency-goal", "0ms"], "expected a time above 0 with its unit"),
+        (["--latency-goal", "soons"], "expected a time above 0 with its unit"),
+        (["--latency-goal", "nanms"], "expected a time above 0 with its unit"),
         (["--fps", "0"], "0.0 is not in the range"),
         (["--repeats", "4"], "got 4, expected a whole number from 5 to 1,000"),
         (["--seconds", "0"], "0.0 is not in the range"),

@@ -123,9 +123,9 @@ def test_the_tables_show_the_longest_and_the_rest(exported: Path, limits: None) 
     shown = e3d("profile", exported / "tiny.e3d", "--steps", 2, "--threads", 1, "--top", 4).stdout
     types, nodes = shown.split("\n\n")[:2]
     assert len(types.splitlines()) == len(nodes.splitlines()) == 1 + 4 + 1
-    assert "at most 50.0 GFLOP/s (matrix product) and 10.0 GB/s (copy)" in shown
+    assert "peak of this machine: 50.0 GFLOP/s (matrix product) and 10.0 GB/s (copy)" in shown
     told = e3d("profile", exported / "tiny.e3d", "--steps", 1, "--no-roofline")
-    assert "of roofline: left empty; not asked for" in told.stderr
+    assert "the column `of roofline` is empty: not asked for" in told.stderr
 
 
 @pytest.mark.parametrize(

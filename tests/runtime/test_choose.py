@@ -337,7 +337,7 @@ def test_load_takes_it_and_doctor_shows_it(bundle_path: Path, monkeypatch: pytes
     assert runtime.load(bundle_path).backend.name == "openvino"
     result = CliRunner().invoke(main, ["doctor", "--bundle", str(bundle_path)])
     assert result.exit_code == 0
-    assert f"auto takes openvino for {bundle_path}" in result.stdout
+    assert f"auto selects openvino for {bundle_path}" in result.stdout
     assert "but is slower than openvino" in result.stdout
     found = json.loads(CliRunner().invoke(main, ["doctor", "--bundle", str(bundle_path), "--json"]).stdout)
     assert found["choice"]["tried"][0] == {

@@ -278,7 +278,7 @@ def test_a_full_disk_is_one_line_and_exit_code_7(tmp_path: Path) -> None:
         snapshot().save(tmp_path / "stream.npz")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "stream.npz"))
     assert cli.explain(error.value) == (
-        f"{tmp_path / 'stream.npz'}: No space left on device; make room, or write to another disk",
+        f"{tmp_path / 'stream.npz'}: No space left on device; free space, or write to another disk",
         7,
     )
 

@@ -147,7 +147,7 @@ def test_digits_in_an_unknown_folder_have_to_be_given_again(begun: Path) -> None
     settings["digits"] = {"name": "mine.npz", "sha256": "0" * 64}
     (begun / "run/config.json").write_text(json.dumps(settings))
     said = e3d_train("-o", begun / "run", "--resume", code=2)
-    assert "was begun with --digits mine.npz, whose place is not known; give --digits again" in said
+    assert "was started with --digits mine.npz, whose path is unknown; give --digits again" in said
 
 
 def test_a_finished_run_reports_that_nothing_was_trained(done: Path) -> None:

@@ -43,5 +43,5 @@ def test_the_suggestion_without_timing_can_be_trained_too(tmp_path: Path) -> Non
 def test_nothing_is_suggested_for_frames_without_a_patch_size(tmp_path: Path, options: list[str]) -> None:
     np.save(tmp_path / "clips.npy", np.zeros((12, 2, 50, 67, 1), np.uint8))
     done = e3d("data", "inspect", tmp_path / "clips.npy", "--image-size", "50x67", "--length", "2", *options)
-    assert "frames of this size cannot be cut into few enough patches; look again with" in done.stderr
+    assert "no patch size suits frames of this size" in done.stderr
     assert "e3d train" not in done.stderr

@@ -76,7 +76,7 @@ def test_time_and_size_are_shown_before_the_build(
 ) -> None:
     monkeypatch.setattr(choose, "has_library", {"tensorrt_rtx"}.__contains__)
     said = e3d("build", bundle_path, "--graphs", "step", "--cache", "none").stderr.splitlines()
-    assert said[0] == "target: tensorrt-rtx, the library that is installed here"
+    assert said[0] == "target: tensorrt-rtx, the installed library"
     assert re.fullmatch(r"step: about \d+ s on an idle machine, and \d+ MB", said[1])
     assert said[2] == "building tensorrt-rtx"
 

@@ -121,7 +121,9 @@ def test_verify_names_the_overflow_and_the_remedy(overflowing: Bundle) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 3
     last = result.stderr.splitlines()[-1]
-    assert "first off is cells.1.hidden_conv (overflow); export again with --precision bf16, or --exclude" in last
+    assert (
+        "the first error is in cells.1.hidden_conv (overflow); export again with --precision bf16, or --exclude" in last
+    )
     assert "overflow" in result.stdout
     printed = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert printed["why"][0]["layer"] == "cells.1.hidden_conv"

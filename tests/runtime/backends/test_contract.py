@@ -205,7 +205,7 @@ def test_a_registered_backend_appears_in_every_command(
     assert "toy: its nodes are not timed" in e3d("profile", bundle_path, "--backend", "toy", code=4).output
     assert "| `toy` | cpu | the ONNX graphs, unchanged, in NumPy | fp32 |" in backends_table()
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: ["toy"])
-    assert "auto takes toy" in e3d("doctor", "--bundle", bundle_path).stdout
+    assert "auto selects toy" in e3d("doctor", "--bundle", bundle_path).stdout
 
 
 def test_a_backend_whose_module_is_missing_names_the_remedy(

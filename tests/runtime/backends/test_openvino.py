@@ -155,7 +155,7 @@ def test_the_number_of_products_in_bfloat16_is_reported(low: Path) -> None:
         assert found["bf16"] > 0.5 * sum(found.values())
         assert verify(bundle, backend).passed
     shown = e3d("verify", low, "--backend", "openvino").stdout
-    assert "products of the step, as openvino runs them: " in shown
+    assert "matrix products and convolutions of a step on openvino: " in shown
     assert json.loads(e3d("verify", low, "--backend", "openvino", "--json").stdout)["computed"] == found
 
 
