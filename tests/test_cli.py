@@ -1,4 +1,4 @@
-"""Commands as a user types them: what they say, what they leave behind, and how they end."""
+"""Commands as a user types them: their output, their files and their exit codes."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedes
 
 
 def failing(*arguments: object, code: int) -> str:
-    """The one line that a failing command says."""
+    """Return the error line of a failing command."""
     result = e3d(*arguments, code=code)
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("Error: ")
@@ -61,7 +61,7 @@ def test_an_unknown_option_or_command_gets_the_nearest_suggested(exported: Path)
 
 
 def test_train_export_predict(tmp_path: Path) -> None:
-    """The way of a model: trained on files, exported, used."""
+    """Train a model on files, export it and use it."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "clips.npz", frames=rng.integers(0, 256, (3, 9, 32, 32, 1), np.uint8))
     model = tmp_path / "run" / "model.safetensors"
@@ -98,7 +98,7 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
     assert len(report["predictions"]) == 6
 
 
-def test_a_layout_without_arrays_is_not_passed_over(exported: Path, tmp_path: Path) -> None:
+def test_a_layout_without_arrays_is_refused(exported: Path, tmp_path: Path) -> None:
     result = e3d("predict", exported / "tiny.e3d", REAL_CLIP, "-o", tmp_path / "o.npz", "--layout", "nthwc")
     assert "pedestrians.mp4: no array with these axes was read, so --layout NTHWC has no effect" in result.stderr
     assert "--layout requires --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
@@ -129,7 +129,7 @@ def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest
     assert result.stderr.count("predictions") == 1
 
 
-def test_verify_shows_what_is_not_a_number(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_shows_numbers_that_are_not_finite(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, steps = OnnxRuntimeBackend.step, []
 
     def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
@@ -192,7 +192,7 @@ def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path
     assert not output.exists()
 
 
-def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -> None:
+def test_predict_refuses_an_output_path_that_is_not_writable(exported: Path, tmp_path: Path) -> None:
     arguments = ["predict", exported / "tiny.e3d", exported / "clip.npy", "--context", 4]
     assert "got .avi, expected .npz, .mp4, .gif, or no suffix for a folder" in failing(
         *arguments, "-o", tmp_path / "o.avi", code=2
@@ -205,7 +205,7 @@ def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -
     assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
 
 
-def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> None:
+def test_a_model_file_runs_only_on_torch(exported: Path, tmp_path: Path) -> None:
     arguments = [
         "predict",
         exported / "tiny.safetensors",
@@ -257,11 +257,11 @@ def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path)
     )
     video = read_clips(output, Form(image_size=(16, 48), channels=1)).frames[0]
     assert video.shape == (150, 16, 48, 1)
-    assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet
+    assert video[:2, :, 24:].max() < 16  # black while there is no forecast yet
     assert "model p50" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout
 
 
-def test_benchmark_tells_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:
+def test_benchmark_reports_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:
     picture = tmp_path / "latency.png"
     options = ["--threads", 1, "--seconds", 0.02, "--picture", picture, "--json"]
     result = json.loads(e3d("benchmark", exported / "tiny.e3d", *options).stdout)
@@ -292,7 +292,7 @@ def test_inspect_shows_model_and_bundle(exported: Path) -> None:
     assert "exact for 4 steps, then the last 4 cells" in e3d("inspect", exported / "tiny.e3d").stdout
 
 
-def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
+def test_inspect_reports_the_cost_of_the_graphs(exported: Path) -> None:
     found = json.loads(e3d("inspect", exported / "tiny.e3d", "--json").stdout)
     assert found["cost"]["steps"] == {"step": 1, "rollout": 2, "clip": 6}
     assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
@@ -301,7 +301,7 @@ def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
     assert "counting method: FLOP: 2 a multiply-add" in text
 
 
-def test_inspect_of_what_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
+def test_inspect_refuses_a_file_that_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"x")
     assert "foreign.onnx: a graph, not a bundle" in failing("inspect", tmp_path / "foreign.onnx", code=5)
     line = failing("inspect", exported / "tiny.e3d" / "reference.npz", code=5)
@@ -347,7 +347,7 @@ def test_the_next_command_names_a_program_that_is_not_on_the_path(
     assert f"next: 'my env/bin/e3d' unpack {tmp_path}/tiny.zip -o tiny.e3d\n" in result.stderr
 
 
-def test_the_next_command_takes_no_path_for_an_option(
+def test_the_next_command_does_not_read_a_path_as_an_option(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -357,7 +357,7 @@ def test_the_next_command_takes_no_path_for_an_option(
     assert (tmp_path / "-d.e3d").is_dir()
 
 
-def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
+def test_pack_and_unpack_report_dropped_engines(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "engines").mkdir()
     (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(2_500_000))
     files = {
@@ -377,7 +377,7 @@ def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path
     e3d(*small)
 
 
-def test_doctor_says_what_is_there_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_libraries_and_how_to_install_missing_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(e3d("doctor", "--json").stdout)
     libraries = {one["library"]: one for one in found["libraries"]}
     assert libraries["onnxruntime"]["version"]
@@ -394,7 +394,7 @@ def test_a_missing_library_names_its_extra(exported: Path, monkeypatch: pytest.M
     assert "pip install 'e3d_deploy[video]'" in line
 
 
-def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
+def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_debug(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: object, **__: object) -> None:
@@ -436,7 +436,7 @@ def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_an_option_that_would_do_nothing_or_never_end_is_refused(
+def test_an_option_without_effect_or_without_end_is_refused(
     exported: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
     places = {"M": exported / "tiny.safetensors", "B": exported / "tiny.e3d", "X": tmp_path / "x"}
@@ -463,7 +463,7 @@ def test_out_of_memory_exits_7(exported: Path, error: Exception, monkeypatch: py
     assert "frame #0" not in result.stderr
 
 
-def test_a_reader_that_is_gone_is_no_error(exported: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(exported: Path) -> None:
     command = [sys.executable, "-m", "e3d_deploy", "diff", exported / "tiny.e3d", exported / "tiny.e3d"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -480,7 +480,9 @@ def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "interrupted" in e3d("verify", exported / "tiny.e3d", "--backend", "onnxruntime", code=130).stderr
 
 
-def test_ctrl_c_in_training_exits_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_training_exits_130_and_names_the_command_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step, count = Learner.training_step, []
 
     def interrupt(self: Learner, *arguments: Any) -> Any:

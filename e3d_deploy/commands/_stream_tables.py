@@ -124,8 +124,8 @@ def show_summary(summary: "Summary", *, err: bool) -> None:
     table(SUMMARY_COLUMNS, [_row(one) for one in summary.sources], err=err)
     rates = {one.source_frames_per_second for one in summary.sources if one.source_frames_per_second is not None}
     total = _number(summary.frames_per_second, ".1f")
-    told = f"; the source runs at {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
-    click.echo(f"{counted(summary.frames)}, {total} frames/s{told}", err=err)
+    source_rate = f"; the source runs at {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
+    click.echo(f"{counted(summary.frames)}, {total} frames/s{source_rate}", err=err)
     for one in summary.sources:
         if one.verdict is not None:
             click.echo(f"{one.source}: {one.verdict}", err=err)

@@ -112,8 +112,8 @@ def predict(
         clips = long_enough(clip, clips, start, begin, selection)
         check_memory(wanted, needed_bytes(predictor, len(clips.clips), horizon), less)
         contexts = [pictures[start:begin] for pictures in clips.clips]
-        came = [pictures[begin:most] for pictures in clips.clips]
-        compared = not forecast_only and any(len(pictures) for pictures in came)
+        true_frames = [pictures[begin:most] for pictures in clips.clips]
+        compared = not forecast_only and any(len(pictures) for pictures in true_frames)
         mosaic = Mosaic(clips=len(contexts), image_size=form.image_size, compared=compared)
         shown: dict[str, Any] = {"frames_per_second": clips.frames_per_second, "zoom": zoom}
         check_size(output, mosaic.size, form.channels, **shown)
@@ -122,7 +122,7 @@ def predict(
             for number, context in enumerate(stop.each(contexts)):
                 say = within(progress, f"clip {number + 1} of {len(contexts)}" if len(contexts) > 1 else "")
                 forecasts.append(forecast_clip(predictor, context, horizon, progress=say))
-        done = beside_truth(forecasts, contexts[: len(forecasts)], came[: len(forecasts)])
+        done = beside_truth(forecasts, contexts[: len(forecasts)], true_frames[: len(forecasts)])
         write_clips(output, done.frames, truth=done.truth if compared else None, **shown)
     click.echo(output)
     click.echo(f"{len(forecasts)} × {horizon} frames, backend {predictor.backend.name}", err=True)

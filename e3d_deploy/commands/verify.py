@@ -161,7 +161,7 @@ def products(counts: Mapping[str, int]) -> str:
 
 def judged(report: "Report") -> str:
     """Summarise a report in one line: each difference and its budget."""
-    who = f"{report.backend} against {report.yardstick}"
+    sides = f"{report.backend} against {report.yardstick}"
     if math.isinf(report.budget):
         lost = (("SSIM", report.dssim, report.dssim_budget, ""), ("PSNR", report.dpsnr, report.dpsnr_budget, " dB"))
         words = [
@@ -170,8 +170,8 @@ def judged(report: "Report") -> str:
             if allowed is not None
         ]
         off = f"predictions differ by {report.worst:.1e} (range {PICTURE_RANGE:g})"
-        return f"{who} in {report.precision}: {', '.join(words)}, {off}"
-    line = f"{who}: predictions {report.worst:.1e} (budget {report.budget:.1e}), states {report.worst_state[1]:.1e}"
+        return f"{sides} in {report.precision}: {', '.join(words)}, {off}"
+    line = f"{sides}: predictions {report.worst:.1e} (budget {report.budget:.1e}), states {report.worst_state[1]:.1e}"
     return line if math.isinf(report.state_budget) else f"{line} (budget {report.state_budget:.1e})"
 
 

@@ -1,4 +1,4 @@
-"""Paths and numbers that cannot work are refused before any work, in one sentence that names them."""
+"""Invalid paths and numbers are refused before any work, with an error that names them."""
 
 import errno
 import json
@@ -47,13 +47,13 @@ PLACES = {
     "refit": "{path} --from {bundle} --target tensorrt",
     "refit --from": "{bundle} --from {path} --target tensorrt",
 }
-"""Arguments of every command that takes a path to read, by the command and the place of the path."""
+"""Arguments of every command that reads a path, by the command and the option of the path."""
 BY_TYPE = [place for place in PLACES if "cache" not in place and "data" not in place]
-"""Places whose paths are looked up before the command runs."""
+"""Commands and options whose paths are checked before the command runs."""
 
 
 def last_line(place: str, path: str, bundle: Path, folder: Path, *, code: int = 2) -> str:
-    """Run a command with a path in a place, and return its error."""
+    """Run a command with a path for one of its options, and return the error."""
     names = {"path": path, "bundle": str(bundle), "video": str(folder / "video.mp4"), "new": str(folder / "new")}
     command = [word for word in place.split() if word.islower() and not word.startswith("-")]
     arguments = [part.format(**names) for part in PLACES[place].split()]
@@ -65,13 +65,13 @@ def last_line(place: str, path: str, bundle: Path, folder: Path, *, code: int = 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_path_that_is_not_there_ends_with_2(place: str, exported: Path, tmp_path: Path) -> None:
+def test_a_missing_path_exits_with_2(place: str, exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "absent.npz"
     assert str(path) in last_line(place, str(path), exported / "tiny.e3d", tmp_path)
 
 
 @pytest.mark.parametrize("place", BY_TYPE)
-def test_a_name_that_cannot_be_looked_up_ends_with_2(place: str, exported: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_looked_up_exits_with_2(place: str, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     bundle = exported / "tiny.e3d"
     assert "without a loop of symbolic links" in last_line(place, str(tmp_path / "loop"), bundle, tmp_path)
@@ -83,7 +83,7 @@ def test_an_empty_path_is_refused() -> None:
     assert "'BUNDLE_OR_MODEL': got an empty text, expected a path." in e3d("evaluate", "", code=2).stderr
 
 
-def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.safetensors"
     path.write_bytes(b"x")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
@@ -93,7 +93,7 @@ def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monk
     )
 
 
-def test_an_error_with_a_remedy_of_its_own_gets_no_other(
+def test_an_error_that_has_a_remedy_gets_no_second_one(
     tmp_path: Path, homeless: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = e3d("cache", "ls", code=2).stderr.splitlines()[-1]
@@ -132,7 +132,7 @@ def test_errors_of_the_system_have_a_remedy_and_no_number(number: int, code: int
 
 
 @pytest.mark.parametrize("command", ["predict", "verify", "evaluate"])
-def test_an_archive_in_the_place_of_a_bundle_is_to_be_unpacked(bundle_path: Path, tmp_path: Path, command: str) -> None:
+def test_an_archive_instead_of_a_bundle_must_be_unpacked(bundle_path: Path, tmp_path: Path, command: str) -> None:
     archive = tmp_path / "tiny.e3d.zip"
     e3d("pack", bundle_path, "-o", archive)
     more = ("clip.npy", "-o", tmp_path / "o.npz") if command == "predict" else ()
@@ -166,7 +166,7 @@ def test_the_python_api_tells_missing_from_damaged(exported: Path, tmp_path: Pat
         (b"[" * 100_000, "JSON of another form"),
     ],
 )
-def test_a_baseline_that_is_none_is_refused_in_a_line(
+def test_a_file_that_is_not_a_baseline_is_refused_in_one_line(
     content: bytes, said: str, exported: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "video.mp4"
@@ -211,7 +211,7 @@ def test_a_folder_as_a_baseline_is_refused(exported: Path) -> None:
         ("data inspect {bundle} --channels 1000000", "got 1000000, expected a whole number from 1 to 1,024"),
     ],
 )
-def test_numbers_beyond_reason_are_refused_before_the_work(arguments: str, limit: str, exported: Path) -> None:
+def test_too_large_numbers_are_refused_before_the_work(arguments: str, limit: str, exported: Path) -> None:
     result = e3d(*(part.format(bundle=exported / "tiny.e3d") for part in arguments.split()), code=2)
     assert limit in result.stderr
 
@@ -231,11 +231,11 @@ OUTPUTS = {
     "benchmark": "benchmark absent.e3d --picture {output}.png",
     "export": "export {model} --precision int8 --calibration absent.npy -o {output}.e3d",
 }
-"""Commands with an output, which fail otherwise as soon as they read what they are given."""
+"""Commands with an output path; with a valid one they would fail when they read their input."""
 
 
 @pytest.mark.parametrize("command", OUTPUTS)
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+def test_an_output_path_that_is_not_writable_is_refused_before_the_work(
     command: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def readonly(*, prefix: str, suffix: str, **_: Any) -> str:
@@ -246,4 +246,4 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     words = OUTPUTS[command].format(output=tmp_path / "new", model=exported / "tiny.safetensors")
     line = e3d(*words.split(), code=2).stderr.splitlines()[-1]
     assert line.startswith(f"Error: {tmp_path / 'new'}")
-    assert line.endswith("Read-only file system; give a path on a disk that can be written")
+    assert line.endswith("Read-only file system; give a path on a writable disk")

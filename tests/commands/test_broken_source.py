@@ -1,4 +1,4 @@
-"""Videos that break off: every command ends with one error, and keeps what it made of the frames before."""
+"""Truncated videos: every command ends with one error and keeps its results for the frames before."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FORM = Form(image_size=(16, 24), channels=1)
 
 
 def broken(path: Path) -> Path:
-    """Write a video whose end is missing."""
+    """Write a truncated video."""
     write_video(path, gray_levels(FORM.image_size, [6 * number for number in range(COUNT)]))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 6 // 10])
@@ -34,7 +34,7 @@ def test_every_command_ends_with_the_error_of_the_source(exported: Path, tmp_pat
     assert {one.name for one in tmp_path.iterdir()} == {"cut.mkv"}
 
 
-def test_what_came_before_is_kept(exported: Path, tmp_path: Path) -> None:
+def test_results_for_the_frames_before_are_kept(exported: Path, tmp_path: Path) -> None:
     path = broken(tmp_path / "cut.mkv")
     output = tmp_path / "kept.mp4"
     shown = e3d("stream", exported / "tiny.e3d", path, "--horizon", 2, "-o", output, code=SourceLost.exit_code)

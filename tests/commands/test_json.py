@@ -1,4 +1,4 @@
-"""With `--json`, stdout is one JSON document, or empty where a command came to no result."""
+"""With `--json`, stdout is one JSON document, or empty if the command has no result."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ EXAMPLES = {
     "stream": ["{bundle} {video} --horizon 2 --threads 1 -o {new}/stream"],
     "verify": ["{bundle} --threads 1 --picture {new}/drift.png"],
 }
-"""Arguments of calls that give a result, by command; every command with `--json` has at least one."""
+"""Arguments of calls with a result, by command; at least one for every command with `--json`."""
 WITHOUT_RESULT = {
     "benchmark": ("{new} --backends onnxruntime", 5),
     "cache ls": ("--cache {new}/absent", 2),
@@ -52,7 +52,7 @@ WITHOUT_RESULT = {
 
 
 def with_json(group: click.Group, before: str = "") -> Iterator[str]:
-    """Yield the commands of a group that have the option, with their groups before them."""
+    """Yield the commands of a group that have the option, each as the words that a user types."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from with_json(command, f"{before}{name} ")
@@ -62,7 +62,7 @@ def with_json(group: click.Group, before: str = "") -> Iterator[str]:
 
 @pytest.fixture
 def places(exported: Path, bundle_path: Path, tmp_path: Path) -> dict[str, Path]:
-    """Inputs of the examples, and an empty folder for what they write."""
+    """Return the inputs of the examples, and an empty folder for their outputs."""
     clips = np.random.default_rng(0).integers(0, 256, (2, 9, 16, 24, 1), np.uint8)
     np.savez(tmp_path / "clips.npz", frames=clips)
     other = tmp_path / "other.safetensors"
@@ -105,7 +105,7 @@ def test_stdout_is_one_document(
     found = json.loads(result.stdout, parse_constant=refuse)
     assert isinstance(found, dict)
     assert found
-    assert capfd.readouterr().out == ""  # written by a library, past Python
+    assert capfd.readouterr().out == ""  # text that a library writes to the descriptor
 
 
 @pytest.mark.parametrize("command", WITHOUT_RESULT)
@@ -129,6 +129,6 @@ def test_a_failed_check_is_a_result(places: dict[str, Path]) -> None:
     assert result.stderr.splitlines()[-1].startswith("FAIL ")
 
 
-def test_what_is_no_finite_number_becomes_null(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_is_not_finite_becomes_null(capsys: pytest.CaptureFixture[str]) -> None:
     _output.as_json({"loss": float("nan"), "rows": [{"psnr": float("inf")}, (1.5, -float("inf"))]})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "rows": [{"psnr": None}, [1.5, None]]}

@@ -15,7 +15,7 @@ RENAMED = {
     ("train", "parts_every_s"): "parts_every",
     ("train", "time_limit_s"): "time_limit",
 }
-"""Options that give a field in another unit, by command and field."""
+"""Options that set a field in another unit, by command and field."""
 EXCUSED = {("train", "progress"): "the command always shows its bar; programs that call `train` may switch it off"}
 """Fields without an option, by command and field, with the reason."""
 COMMANDS: list[tuple[str, type[Any]]] = [

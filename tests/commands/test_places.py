@@ -1,4 +1,4 @@
-"""No command writes over what it reads, or among it."""
+"""No command overwrites an input or writes into one."""
 
 import os
 import shutil
@@ -49,12 +49,12 @@ PLACES = {
     "train --data {clips} --preset tiny -o {new} --samples {clips}/new": INSIDE,
     "train --data {clips}:2 --preset tiny -o {new} --parts {clips}": SAME,
 }
-"""Command lines and what their error says."""
+"""Command lines, and a part of their error."""
 
 
 @pytest.fixture
 def names(exported: Path, tmp_path: Path) -> dict[str, Path]:
-    """A bundle, its model, and clips that may be lost."""
+    """Return paths of a bundle, its model and clips, all copies that a test may overwrite."""
     bundle, clips, picture = tmp_path / "tiny.e3d", tmp_path / "clips", tmp_path / "x.png"
     shutil.copytree(exported / "tiny.e3d", bundle)
     (clips / "below").mkdir(parents=True)
@@ -74,7 +74,7 @@ def names(exported: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("line", PLACES)
-def test_what_is_read_stays_as_it_is(line: str, names: dict[str, Path], tmp_path: Path) -> None:
+def test_an_input_is_not_changed(line: str, names: dict[str, Path], tmp_path: Path) -> None:
     before = contents(tmp_path)
     result = e3d(*[word.format(**names) for word in line.split()], code=2)
     assert result.stderr.splitlines()[-1].startswith("Error: ")
@@ -85,7 +85,7 @@ def test_what_is_read_stays_as_it_is(line: str, names: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("turned", [False, True])
-def test_links_count_as_what_they_lead_to(
+def test_links_are_resolved(
     link: Callable[[Path, Path], None], turned: bool, names: dict[str, Path], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.npz"
@@ -95,7 +95,7 @@ def test_links_count_as_what_they_lead_to(
     assert "is a file of" in e3d("predict", names["bundle"], names["clips"], "-o", other, code=2).stderr
 
 
-def test_a_folder_behind_a_link_is_part_of_a_source(names: dict[str, Path], tmp_path: Path) -> None:
+def test_a_linked_folder_is_part_of_a_source(names: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (names["clips"] / "more").symlink_to(tmp_path / "store")
     (tmp_path / "store" / "up").symlink_to(names["clips"])
@@ -103,7 +103,7 @@ def test_a_folder_behind_a_link_is_part_of_a_source(names: dict[str, Path], tmp_
     assert INSIDE in e3d("predict", names["bundle"], names["clips"], "-o", output, code=2).stderr
 
 
-def test_generated_data_are_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_data_is_not_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("moving-mnist").mkdir()
     Path("moving-mnist/last.ckpt").touch()
@@ -112,7 +112,7 @@ def test_generated_data_are_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("output", [".cache/new.npz", ".new.npz", "masks/new.npz", "__MACOSX/new.npz"])
-def test_what_no_reader_finds_may_lie_among_clips(output: str, names: dict[str, Path]) -> None:
+def test_an_output_that_is_not_read_may_be_among_clips(output: str, names: dict[str, Path]) -> None:
     (names["clips"] / "masks").mkdir()
     shutil.copy(names["clip"], names["clips"] / "masks" / "a.npz")
     place = names["clips"] / output
@@ -127,7 +127,9 @@ def test_what_no_reader_finds_may_lie_among_clips(output: str, names: dict[str, 
         check_apart(names["bundle"] / ".cache" / "new.npz", names["bundle"])
 
 
-def test_what_is_no_clip_may_lie_beside_clips(names: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_not_a_clip_may_be_among_clips(
+    names: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(names["clips"])
     e3d("data", "inspect", ".", "--image-size", "16x24", "--length", 4, "--picture", "sheet.pic", "--json")
     assert Path("sheet.pic").is_file()

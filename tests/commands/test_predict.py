@@ -1,4 +1,4 @@
-"""`e3d predict` and `e3d stream`: where the context begins, the truth beside the forecast, and bounds."""
+"""`e3d predict` and `e3d stream`: the start of the context, the truth next to the forecast, and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from tests.tools import e3d
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten frames that are all different."""
+    """Write ten different frames."""
     path = tmp_path_factory.mktemp("video") / "video.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (10, 16, 24, 1), np.uint8))
     return path
 
 
 def predicted(exported: Path, source: Path, output: Path, *options: object) -> tuple[dict[str, Any], str]:
-    """Return the arrays that were written, and what was said."""
+    """Return the written arrays and the text on stderr."""
     result = e3d("predict", exported / "tiny.e3d", source, "-o", output, "--context", 4, *options)
     assert result.stdout == f"{output}\n"
     with np.load(output) as arrays:
@@ -36,7 +36,7 @@ def test_the_context_can_begin_anywhere(exported: Path, video: Path, tmp_path: P
     np.testing.assert_array_equal(later["truth"][0], np.load(video)[7:9] / np.float32(255))
 
 
-def test_the_error_is_that_of_the_measures(exported: Path, video: Path, tmp_path: Path) -> None:
+def test_the_error_is_that_of_the_metrics(exported: Path, video: Path, tmp_path: Path) -> None:
     arrays, said = predicted(exported, video, tmp_path / "o.npz", "--horizon", 3)
     forecast, truth = (np.moveaxis(arrays[name][0], -1, 1) for name in ("frames", "truth"))
     last = np.moveaxis(np.load(video)[3:4], -1, 1) / np.float32(255)
@@ -44,7 +44,7 @@ def test_the_error_is_that_of_the_measures(exported: Path, video: Path, tmp_path
     assert f"copying the last frame: MSE {metrics.mse(last, truth).mean():.4g} per frame\n" in said
 
 
-def test_truth_that_ends_early_is_said(exported: Path, video: Path, tmp_path: Path) -> None:
+def test_truth_that_ends_early_is_reported(exported: Path, video: Path, tmp_path: Path) -> None:
     arrays, said = predicted(exported, video, tmp_path / "o.npz", "--horizon", 3, "--start", 5)
     assert f"truth for 1 of 3 frames: {video} ends before the forecast does" in said
     assert np.isnan(arrays["truth"][0]).all(axis=(1, 2, 3)).tolist() == [False, True, True]
@@ -54,7 +54,7 @@ def test_truth_that_ends_early_is_said(exported: Path, video: Path, tmp_path: Pa
     assert list(arrays) == ["frames"]
 
 
-def test_pictures_show_the_truth_unless_told_otherwise(exported: Path, video: Path, tmp_path: Path) -> None:
+def test_pictures_show_the_truth_by_default(exported: Path, video: Path, tmp_path: Path) -> None:
     for name, options, width in (("beside", [], 3 * 24 + 2), ("alone", ["--forecast-only"], 24)):
         arguments = ["predict", exported / "tiny.e3d", video, "-o", tmp_path / name, "--context", 4, "--horizon", 2]
         e3d(*arguments, *options)
@@ -77,7 +77,7 @@ def test_pictures_show_the_truth_unless_told_otherwise(exported: Path, video: Pa
         (["--zoom", 10**9], "pixels wide"),
     ],
 )
-def test_bounds_are_checked_before_the_work(
+def test_limits_are_checked_before_the_work(
     options: list[object], words: str, exported: Path, video: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "o.gif"
@@ -99,7 +99,7 @@ def test_clips_that_end_before_the_context_are_left_out(exported: Path, video: P
 
 
 @pytest.mark.parametrize("command", ["predict", "stream"])
-def test_a_horizon_that_no_memory_holds_is_refused(
+def test_a_horizon_that_needs_too_much_memory_is_refused(
     command: str, exported: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("e3d_deploy.memory.free_memory", lambda: 1000)
@@ -110,7 +110,7 @@ def test_a_horizon_that_no_memory_holds_is_refused(
     assert line.endswith(" GB are free here; give a smaller --horizon" + ", or fewer clips" * (command == "predict"))
 
 
-def test_long_work_shows_how_far_it_is(
+def test_long_work_shows_its_progress(
     exported: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_output, "INTERVAL_S", 0.0)
@@ -120,7 +120,7 @@ def test_long_work_shows_how_far_it_is(
     assert lines[0].endswith(" left")
 
 
-def test_a_stream_says_how_long_a_far_forecast_takes(
+def test_a_stream_reports_the_time_of_a_long_forecast(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_sources, "LONG_S", 0.0)

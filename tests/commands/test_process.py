@@ -1,4 +1,4 @@
-"""Commands as guests in a program: nothing of its process is changed for good, and signals end them in order."""
+"""Commands inside a program: they restore the state of the process, and signals end them in an orderly way."""
 
 import errno
 import importlib
@@ -39,21 +39,21 @@ import signal
 try:
     signal.raise_signal(signal.SIGTERM)
     whole = True
-except KeyboardInterrupt:  # as native code of torch and ml_dtypes does
+except KeyboardInterrupt:  # like native code of torch and ml_dtypes
     whole = False
 """
-"""A module that is signalled while it is imported."""
+"""Source of a module that receives a signal during its import."""
 
 
 def run(*arguments: object) -> int | None:
-    """Run a command as a program does; return its exit code."""
+    """Run a command as a host program does; return its exit code."""
     code: int | None = main([str(argument) for argument in arguments], standalone_mode=False)
     return code
 
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    """Messages that the handler of a program gets."""
+    """Return the list of messages that a log handler of the program receives."""
     messages: list[str] = []
 
     class Handler(logging.Handler):
@@ -75,7 +75,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         *("predict", folder / "tiny.e3d", folder / "clip.npy", "-o", out / "a.npz"),
         *("--backend", "torch", "--threads", 1),
     ],
-    "verify": lambda folder, out: [  # of a copy, as the report is recorded in it
+    "verify": lambda folder, out: [  # a copy, because the report is recorded in the bundle
         *("verify", shutil.copytree(folder / "tiny.e3d", out / "copy.e3d"), "--threads", 1)
     ],
     "export": lambda folder, out: [
@@ -164,11 +164,11 @@ def test_handlers_of_the_program_are_kept() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
-def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored() -> None:
+def test_sighup_ends_a_command_unless_it_is_ignored() -> None:
     with pytest.raises(Terminated) as end, terminable():
         signal.raise_signal(signal.SIGHUP)
     assert exit_code(end.value) == 129
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # like `nohup`
     try:
         with terminable(), stoppable():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -194,7 +194,7 @@ def test_a_signal_within_an_import_waits_for_its_end(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", ["mkdtemp", "rmtree"])
-def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(
+def test_a_signal_during_creation_or_removal_of_a_temporary_folder_leaves_none(
     step: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module: Any = {"mkdtemp": tempfile, "rmtree": shutil}[step]
@@ -221,14 +221,14 @@ def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("make", [new_file, new_folder])
-def test_a_signal_between_the_head_of_a_block_and_its_body_leaves_nothing(
+def test_a_signal_between_entering_a_block_and_its_body_leaves_nothing(
     make: Callable[[Path], AbstractContextManager[Path]], number: signal.Signals, tmp_path: Path
 ) -> None:
     def signal_once(frame: FrameType, event: str, function: object) -> None:
         if event == "c_return" and function is next and list(tmp_path.iterdir()):
             sys.setprofile(None)
             handle: Any = signal.getsignal(number)
-            handle(number, frame)  # as Python does there when the signal comes
+            handle(number, frame)  # as Python does if the signal arrives there
 
     def work() -> None:
         sys.setprofile(signal_once)
@@ -238,17 +238,17 @@ def test_a_signal_between_the_head_of_a_block_and_its_body_leaves_nothing(
     with pytest.raises(KeyboardInterrupt) as kept, terminable():
         work()
     assert list(tmp_path.iterdir()) == []
-    del kept  # up to here it keeps what was not left from being closed, as the end of a process does
+    del kept  # until here the frame keeps unclosed objects alive, as at the end of a process
 
 
-def test_a_signal_while_python_tries_where_to_put_temporary_files_leaves_none(
+def test_a_signal_while_python_looks_for_a_temporary_folder_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def signal_once(frame: FrameType, event: str, function: object) -> None:
         if event == "c_return" and function is os.open:
             sys.setprofile(None)
             handle: Any = signal.getsignal(signal.SIGTERM)
-            handle(signal.SIGTERM, frame)  # as Python does there when the signal comes
+            handle(signal.SIGTERM, frame)  # as Python does if the signal arrives there
 
     def work() -> None:
         sys.setprofile(signal_once)
@@ -263,7 +263,7 @@ def test_a_signal_while_python_tries_where_to_put_temporary_files_leaves_none(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_just_before_the_end_is_of_the_command(
+def test_a_signal_just_before_the_end_ends_the_command(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = shutil.rmtree
@@ -278,7 +278,7 @@ def test_a_signal_just_before_the_end_is_of_the_command(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
-def test_a_signal_while_folders_change_places_leaves_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_folders_are_exchanged_keeps_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = tmp_path / "new.partial", tmp_path / "old"
     for folder in (new, old):
         folder.mkdir()
@@ -295,7 +295,7 @@ def test_a_signal_while_folders_change_places_leaves_both(tmp_path: Path, monkey
         swap(new, old)
         time.sleep(10)
 
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # as on a system or disk that cannot exchange names
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # like a system or disk that cannot exchange names
     monkeypatch.setattr(Path, "replace", signalled)
     with pytest.raises(Terminated), terminable():
         work()
@@ -320,7 +320,7 @@ def test_a_signal_while_an_object_is_freed_ends_the_command(number: signal.Signa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
-def test_a_command_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_survives_the_loss_of_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Broken(errno.EIO))
     with lasting(), stoppable() as stop:
         for _ in stop.each(range(3)):
@@ -331,7 +331,7 @@ def test_a_command_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
-def test_a_signal_ends_a_loop_after_the_item_at_hand(number: signal.Signals) -> None:
+def test_a_signal_ends_a_loop_after_the_current_item(number: signal.Signals) -> None:
     with stoppable() as stop:
         seen = []
         for item in stop.each(range(100)):
@@ -399,7 +399,7 @@ def test_an_interrupt_that_is_not_ours_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize("output", ["a.mp4", "a.gif", "a.npz", "pictures", None])
-def test_an_interrupted_stream_ends_with_what_it_has(
+def test_an_interrupted_stream_keeps_its_results(
     output: str | None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see, seen, stopped = Follower.see, [], threading.Event()
@@ -436,7 +436,7 @@ def test_an_interrupted_stream_ends_with_what_it_has(
     assert [path.name for path in tmp_path.iterdir()] == ([] if output is None else [output])
 
 
-def test_an_interrupted_prediction_keeps_the_clips_that_are_done(
+def test_an_interrupted_prediction_keeps_the_finished_clips(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from e3d_deploy.measure import forecasts

@@ -1,4 +1,4 @@
-"""`e3d serve` as a user runs it."""
+"""`e3d serve`, run as a process."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CLIP = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrian
 
 @contextmanager
 def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command in another process; give it and the address that it printed."""
+    """Run the command in another process; yield the process and the address that it printed."""
     command = [sys.executable, "-m", "e3d_deploy", "serve", str(bundle), "--port", "0", "--backend", "onnxruntime"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -55,7 +55,7 @@ def test_a_signal_ends_the_server_in_an_orderly_way(exported: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_others_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
+def test_other_machines_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
     make = [
@@ -101,14 +101,14 @@ def test_others_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
         (["--renewal", "often"], "renewal"),
     ],
 )
-def test_what_cannot_work_is_refused_with_exit_code_2(exported: Path, options: list[str], said: str) -> None:
+def test_invalid_options_exit_with_2(exported: Path, options: list[str], said: str) -> None:
     command = ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0"]
     done = CliRunner().invoke(main, [*command, *options])
     assert done.exit_code == 2, done.output
     assert said in done.output.replace("\n", " ")
 
 
-def test_a_port_that_is_taken_is_told(exported: Path) -> None:
+def test_a_port_in_use_is_an_error(exported: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(
@@ -118,7 +118,7 @@ def test_a_port_that_is_taken_is_told(exported: Path) -> None:
     assert f"--port {port}: Address already in use" in done.output
 
 
-def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(
+def test_a_memory_limit_below_one_stream_exits_with_7(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -131,7 +131,7 @@ def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_horizon_that_fits_into_no_memory_is_exit_code_7(exported: Path) -> None:
+def test_a_horizon_that_needs_too_much_memory_exits_with_7(exported: Path) -> None:
     options = ["--backend", "onnxruntime", "--port", "0", "--horizon", "10000", "--max-sessions", "1024"]
     done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), *options])
     assert done.exit_code == 7, done.output
@@ -158,7 +158,7 @@ def test_options_reach_the_settings(exported: Path, monkeypatch: pytest.MonkeyPa
     assert (given.memory_limit_bytes, given.horizon, given.renewal) == (40_000_000, 4, "refresh:5")
     assert (given.behind_proxy, given.token, given.host, given.port) == (True, "x", "0.0.0.0", 1)
     assert given.origins == ("https://a.example", "https://b.example")
-    assert default == Settings(name="tiny", precision="fp32", horizon=3)  # that of the bundle
+    assert default == Settings(name="tiny", precision="fp32", horizon=3)  # horizon of the bundle
 
 
 def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +171,7 @@ def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: p
     assert "the server ended unexpectedly" in done.output
 
 
-def test_a_missing_library_is_told_with_the_extra_that_brings_it(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named_with_its_extra(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "e3d_deploy.serve.run", raising=False)
     done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d")])

@@ -1,4 +1,4 @@
-"""`e3d stream`: sources, outputs, and how it ends."""
+"""`e3d stream`: sources, outputs and endings."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def bundle(exported: Path) -> Path:
 
 @pytest.fixture
 def films(tmp_path: Path) -> list[Path]:
-    """Two films of one name in two folders, of which one is longer."""
+    """Write two films with the same name in two folders; one film is longer."""
     paths = [tmp_path / folder / "film.mp4" for folder in ("a", "b")]
     for number, path in enumerate(paths):
         path.parent.mkdir()
@@ -51,7 +51,7 @@ def films(tmp_path: Path) -> list[Path]:
 
 
 def lines(text: str | bytes) -> list[dict[str, Any]]:
-    """Return objects of JSON lines, which hold finite numbers alone."""
+    """Return the objects of JSON lines; refuse numbers that are not finite."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -83,10 +83,10 @@ def test_a_source_that_is_given_twice_has_two_names(bundle: Path, films: list[Pa
     assert [one["source"] for one in found["sources"]] == [str(films[0]), f"{films[0]} (2)"]
 
 
-def test_lines_on_stdout_hold_what_is_known_of_each_picture(bundle: Path, films: list[Path]) -> None:
+def test_lines_on_stdout_describe_each_picture(bundle: Path, films: list[Path]) -> None:
     result = e3d("stream", bundle, films[0], *QUICK, "--jsonl", "-")
     seen = lines(result.stdout)
-    assert "model p50" in result.stderr  # the table, as stdout is taken
+    assert "model p50" in result.stderr  # the table goes to stderr, because stdout is in use
     assert [one["index"] for one in seen] == list(range(COUNT))
     assert all(" ".join(one) == KEYS for one in seen)
     assert seen[0]["errors"] == seen[0]["copy_errors"] == seen[0]["novelty"] == [None, None]
@@ -105,7 +105,7 @@ def test_novelty_becomes_a_number_once_enough_errors_are_known(bundle: Path, tmp
     assert all(0 < novelty < 10 for novelty in seen[-1]["novelty"])
 
 
-def test_a_cut_resets_the_state_where_it_is_asked_for(bundle: Path, tmp_path: Path) -> None:
+def test_a_cut_resets_the_state_with_reset_on(bundle: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", gray_levels(SIZE, [20] * 8 + [220] * 8))
     for options, cuts in (([], []), (["--reset-on", "cut"], [8])):
         seen = lines(e3d("stream", bundle, film, *QUICK, "--renewal", "none", *options, "--jsonl", "-").stdout)
@@ -113,10 +113,10 @@ def test_a_cut_resets_the_state_where_it_is_asked_for(bundle: Path, tmp_path: Pa
         assert seen[8]["age"] == (1 if cuts else 9)
 
 
-def test_pictures_that_do_not_fit_into_the_queue_are_dropped_where_it_is_asked_for(
+def test_pictures_beyond_the_queue_are_dropped_with_drop_oldest(
     bundle: Path, films: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first picture waits until the whole film was read."""
+    """The network waits with the first picture until the whole film was read."""
     see, sources = Follower.see, list[Feed]()
     opened = Feed.__init__
 
@@ -180,7 +180,7 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
         (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such file or folder; give a video, a folder"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(
+def test_invalid_options_are_refused_before_any_work(
     options: list[str], error: str, bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,7 +196,7 @@ def test_a_camera_does_not_play_at_its_rate(bundle: Path) -> None:
     assert "--realtime applies only to files and addresses, and no SOURCE is a file or address" in result.stderr
 
 
-def test_a_source_that_breaks_off_stops_no_other(bundle: Path, films: list[Path], tmp_path: Path) -> None:
+def test_a_truncated_source_does_not_stop_the_others(bundle: Path, films: list[Path], tmp_path: Path) -> None:
     cut, output = broken(tmp_path / "cut.mkv"), tmp_path / "beside"
     result = e3d("stream", bundle, cut, films[0], *QUICK, "-o", output, "--json", code=6)
     lost, whole = json.loads(result.stdout)["sources"]
@@ -207,7 +207,7 @@ def test_a_source_that_breaks_off_stops_no_other(bundle: Path, films: list[Path]
     assert lost["frames"] == frames_in(output / "1-cut.mp4")
 
 
-def test_a_reader_that_had_enough_ends_it_in_order(
+def test_a_closed_output_pipe_ends_the_stream_in_an_orderly_way(
     bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Closing(BytesIO):
@@ -256,8 +256,8 @@ def test_videos_that_cannot_be_written_are_named_and_not_listed(
     assert [one["output"] for one in json.loads(result.stdout)["sources"]] == [None, None]
 
 
-def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, tmp_path: Path) -> None:
-    """Two processes and a shell, as `head` closes a real pipe."""
+def test_raw_frames_are_read_from_a_pipe_that_may_close(bundle: Path, tmp_path: Path) -> None:
+    """Two processes in a shell, where `head` closes a real pipe."""
     frames = np.random.default_rng(0).integers(0, 256, (COUNT, *SIZE), np.uint8)
     (tmp_path / "raw").write_bytes(frames.tobytes())
     command = f'"{sys.executable}" -m e3d_deploy stream "{bundle}" - --raw 16x24x1 --jsonl - --backend onnxruntime'
@@ -273,7 +273,7 @@ def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, 
     assert (first["source"], first["index"]) == ("stdin", 0)
 
 
-def test_where_copying_is_better_it_says_so(bundle: Path, tmp_path: Path) -> None:
+def test_the_summary_says_if_copying_is_better(bundle: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "still.mkv", gray_levels(SIZE, [100] * 40))
     shown = e3d("stream", bundle, tmp_path / "still.mkv", *QUICK)
     assert f"{tmp_path / 'still.mkv'}: 2 frames ahead, copying the last picture is better" in shown.stdout

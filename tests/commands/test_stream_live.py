@@ -1,4 +1,4 @@
-"""`e3d stream` between peers on the network: cameras that are lost, and pushes that nobody takes."""
+"""`e3d stream` on the network: lost cameras, and peers that refuse or leave."""
 
 import json
 import re
@@ -32,10 +32,10 @@ def film(tmp_path: Path) -> Path:
     return write_video(tmp_path / "film.mp4", gray_levels(SIZE, [20 * step for step in range(COUNT)]))
 
 
-def test_a_camera_that_is_lost_twice_ends_with_all_that_it_sent(
+def test_a_camera_that_is_lost_twice_keeps_all_its_pictures(
     exported: Path, film: Path, tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real connection of RTSP, made again once, beside a file that nothing disturbs."""
+    """A real RTSP connection, reopened once, next to an undisturbed file."""
     monkeypatch.setattr(reconnect, "FIRST_DELAY_S", 0.0)
     sends = rtsp(10)
 
@@ -67,7 +67,7 @@ def test_a_camera_over_http_is_followed(exported: Path, start: Any) -> None:
 
 @contextmanager
 def listener(most: int | None = None) -> Iterator[tuple[str, bytearray]]:
-    """Give the address of a peer by TCP, and the bytes that it gets until it has `most` and leaves."""
+    """Yield the address of a TCP peer, and the bytes that it receives; it leaves after `most` bytes."""
     got = bytearray()
 
     def listen() -> None:
@@ -99,7 +99,7 @@ def test_a_peer_gets_what_the_video_shows(
         assert np.abs(one.to_ndarray(format="gray").astype(int) - other.to_ndarray(format="gray")).mean() < 4
 
 
-def test_a_peer_that_leaves_stops_nothing_and_is_told(exported: Path, tmp_path: Path) -> None:
+def test_a_peer_that_leaves_is_reported_and_stops_nothing(exported: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mp4", gray_levels(SIZE, [2 * step for step in range(100)]), rate=50)
     with listener(most=1) as (url, _):
         options = ["--push", url, "-o", tmp_path / "a.mp4", "--realtime", "--json"]
@@ -157,7 +157,7 @@ def test_the_live_table_ends_with_the_values_of_the_lines_and_the_verdict(
 
 
 def without_terminal(text: str) -> str:
-    """Return what a terminal was sent, without colours, and with a line for each movement of its cursor."""
+    """Return the text that a terminal received, without colours, with a line break for each cursor movement."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r", "\n", re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
@@ -165,7 +165,7 @@ def without_terminal(text: str) -> str:
 def test_a_terminal_shows_a_table_that_changes(
     width: int, exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A narrow terminal gets the end of a long name, where names differ, and the most important columns."""
+    """A narrow terminal shows the end of a long name and the most important columns."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(_stream_tables, "is_animated", lambda _: True)
@@ -182,13 +182,13 @@ def test_a_terminal_shows_a_table_that_changes(
         assert len(row) <= width
 
 
-def test_a_log_gets_a_line_now_and_then(exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_gets_a_line_per_interval(exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3d_deploy.commands._output.INTERVAL_S", 0.0)
     said = e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr.splitlines()
     assert f"streaming {film}" in said
     assert any(line.startswith(f"streaming {film}: frame ") and line.endswith(" 0 dropped") for line in said)
 
 
-def test_a_name_of_wide_characters_is_cut_by_the_cells_that_it_takes() -> None:
+def test_a_name_of_wide_characters_is_cut_by_terminal_cells() -> None:
     assert _stream_tables._ending("前カメラ.mp4", 12) == "前カメラ.mp4"
     assert _stream_tables._ending("前カメラ.mp4", 11) == "…カメラ.mp4"

@@ -1,4 +1,4 @@
-"""Tables fit the terminal, and have their full width in a pipe."""
+"""Tables fit the terminal and have their full width in a pipe."""
 
 import sys
 from io import StringIO
@@ -17,7 +17,7 @@ ROWS = [
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, width: int | None, *, left: int) -> list[str]:
-    """Return the lines of the table in a terminal of a width, or a pipe."""
+    """Return the lines of the table on a terminal of this width, or in a pipe."""
     out = StringIO() if width is None else Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", str(width or 40))
@@ -29,7 +29,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, width: int | None, *, left: int) -> l
 
 
 @pytest.mark.parametrize("width", [None, 200])
-def test_a_row_is_a_line_where_there_is_room(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_one_line_if_it_fits(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, width, left=4)
     assert lines[0].split() == ["backend", "median", "95%", "CI", "why"]
     assert len(lines) == 3
@@ -51,13 +51,13 @@ def test_a_last_column_of_text_is_folded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("width", "left"), [(78, 1), (50, 4), (24, 4), (20, 1)])
-def test_a_record_is_a_block_where_there_is_no_room(width: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_a_block_of_lines_if_it_does_not_fit(width: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, width, left=left)
     assert lines[0].split() == ["backend", "onnxruntime"]
     assert lines[1].split() == ["median", "1.20", "ms"]
     second = lines[lines.index("") + 1 :]
     assert second[0].split() == ["backend", "torch"]
-    assert not any(line.startswith("95% CI") for line in second)  # it is empty
+    assert not any(line.startswith("95% CI") for line in second)  # the cell is empty
     words = " ".join(line[len("backend") :].strip() for line in lines)
     assert "is the fastest" in words.replace("  ", " ")
 

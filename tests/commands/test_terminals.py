@@ -1,4 +1,4 @@
-"""Commands print in every locale, and their work outlives what they print to."""
+"""Commands print in every locale and complete their work if printing fails."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ SAID = "1 × 3 frames – max |Δ| ‖Δ‖ · • ≤ … 日"
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Terminal:
-    """Make standard error a terminal, with these variables of those that decide on colours."""
+    """Make stderr a terminal, with only these environment variables for colours."""
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", **variables}.items():
@@ -33,7 +33,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Term
 
 
 def speaking(text: str) -> Commands:
-    """Return a group of commands with one that prints a text on both outputs, `say`."""
+    """Return a group with the command `say`, which prints a text on stdout and stderr."""
 
     @click.group(cls=Commands)
     @click.option("--debug", is_flag=True)
@@ -57,7 +57,7 @@ def say(text: str, encoding: str) -> Result:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "shift-jis"])
-def test_what_an_encoding_lacks_is_replaced(encoding: str) -> None:
+def test_characters_that_an_encoding_lacks_are_replaced(encoding: str) -> None:
     result = say(SAID, encoding)
     for content in (result.stdout_bytes, result.stderr_bytes):
         first = content.decode(encoding).splitlines()[0]
@@ -67,29 +67,29 @@ def test_what_an_encoding_lacks_is_replaced(encoding: str) -> None:
         assert result.stdout_bytes.decode("ascii").splitlines()[0] == r"1 x 3 frames - max |d| |d| - - <= ... \u65e5"
 
 
-def test_what_an_encoding_has_is_printed() -> None:
+def test_characters_of_the_encoding_are_printed() -> None:
     assert say(SAID, "utf-8").stdout.splitlines()[0] == SAID
     assert b"\xd7" in say(SAID, "latin-1").stdout_bytes
 
 
-def test_names_of_files_keep_their_bytes_on_stdout_alone() -> None:
+def test_file_names_keep_their_bytes_only_on_stdout() -> None:
     result = say("a\udcffb", "utf-8")
     assert result.stdout_bytes.splitlines()[0] == b"a\xffb"
     assert result.stderr_bytes.splitlines()[-1] == rb"a\udcffb"
 
 
-def test_streams_of_the_program_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_of_the_program_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [TextIOWrapper(BytesIO(), encoding="ascii", errors=errors) for errors in ("strict", "ignore")]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     with lasting():
         assert sys.stdout is not streams[0]
-        assert streams[1].errors == "ignore"  # which a user has chosen
+        assert streams[1].errors == "ignore"  # chosen by the user
     assert [sys.stdout, sys.stderr] == streams
     assert streams[0].errors == "strict"
 
 
-def test_commands_at_once_put_the_streams_back_when_the_last_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_commands_restore_the_streams_when_the_last_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [TextIOWrapper(BytesIO(), encoding="ascii", errors="strict") for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
@@ -109,7 +109,7 @@ def test_commands_at_once_put_the_streams_back_when_the_last_one_ends(monkeypatc
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.ENOSPC, 7), (errno.EIO, 1)])
-def test_work_goes_on_when_stdout_breaks(
+def test_work_continues_when_stdout_breaks(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Broken(number))
@@ -122,7 +122,7 @@ def test_work_goes_on_when_stdout_breaks(
     assert all(line.startswith(f"Error: stdout: {os.strerror(number)}; ") for line in said[1:])
 
 
-def test_work_goes_on_when_stderr_breaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_continues_when_stderr_breaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stderr", Broken(errno.ENOSPC))
     with pytest.raises(SystemExit) as caught:
         speaking("done")(["say"])
@@ -140,7 +140,7 @@ def test_an_error_keeps_its_code_when_nothing_can_be_printed(monkeypatch: pytest
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("closing", "code"), [(">&- 2>&- <&-", 0), (">/dev/full", 7)])
-def test_a_file_is_whole_when_outputs_are_closed_or_full(
+def test_a_file_is_complete_when_outputs_are_closed_or_full(
     closing: str, code: int, bundle_path: Path, tmp_path: Path
 ) -> None:
     archive = tmp_path / "bundle.zip"
@@ -151,7 +151,7 @@ def test_a_file_is_whole_when_outputs_are_closed_or_full(
     assert archive.read_bytes()[:2] == b"PK"
 
 
-def test_progress_is_a_line_that_goes_away_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_an_erased_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch, {})
     with _output.working("measuring [red]") as progress:
         progress("clip 1")
@@ -169,7 +169,7 @@ def test_progress_is_plain_on_a_dumb_terminal(variables: dict[str, str], monkeyp
     assert shown.getvalue() == "measuring\nWARN unproved\n"
 
 
-def test_progress_of_long_work_shows_in_a_log_now_and_then(
+def test_progress_of_long_work_is_a_line_per_interval_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,4 +1,4 @@
-"""Options that cannot apply are refused, or said to be of no use, before any work."""
+"""Options without an effect are refused, or reported, before any work."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from tests.tools import e3d
 
 
 def refused(*arguments: object) -> str:
-    """Return the error of a command that is refused."""
+    """Return the error of a refused command."""
     return e3d(*arguments, code=2).stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("more", [[], ["--streaming"]])
 @pytest.mark.parametrize("option", [["--layout", "NTHW"], ["--skip-bad"]])
-def test_options_for_files_are_refused_where_clips_are_generated(
+def test_options_for_files_are_refused_if_clips_are_generated(
     option: list[str], more: list[str], exported: Path
 ) -> None:
     error = f"Error: moving-mnist: is generated, so no file is read; leave {option[0]} out, or give --data SOURCE"
     assert refused("evaluate", exported / "tiny.e3d", *option, *more) == error
 
 
-def test_options_for_files_are_refused_where_a_run_reads_none(tmp_path: Path) -> None:
+def test_options_for_files_are_refused_if_a_run_reads_no_file(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = refused("train", "-o", run, "--layout", "NTHW", "--skip-bad", "--valid-data", "moving-mnist")
     assert "is generated, so no file is read; leave --layout and --skip-bad out" in words
@@ -31,14 +31,14 @@ def test_options_for_files_are_refused_where_a_run_reads_none(tmp_path: Path) ->
 
 @pytest.mark.parametrize("where", [["--data", "moving-mnist", "--data"], ["--valid-data"]])
 def test_options_for_files_apply_to_one_of_several_sources(where: list[str], tmp_path: Path) -> None:
-    """It is read as they say, and does not fit."""
+    """The option is used for the file, whose size then does not match."""
     np.save(tmp_path / "clips.npy", np.zeros((2, 20, 8, 8), np.uint8))
     words = refused("train", "-o", tmp_path / "run", *where, tmp_path / "clips.npy", "--layout", "NTHW")
     assert "clips.npy: got [2, 20, 8, 8], expected NTHW with H 64, W 64 and C 1" in words
 
 
 @pytest.mark.parametrize("output", [[], ["-o", "out.npz"]])
-def test_a_zoom_is_refused_where_no_picture_is_written(
+def test_a_zoom_is_refused_if_no_picture_is_written(
     output: list[str], exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,14 +49,14 @@ def test_a_zoom_is_refused_where_no_picture_is_written(
 
 
 @pytest.mark.parametrize("command", ["predict", "stream", "evaluate"])
-def test_threads_are_refused_with_a_backend_that_has_none(command: str, exported: Path, tmp_path: Path) -> None:
+def test_threads_are_refused_with_a_backend_without_threads(command: str, exported: Path, tmp_path: Path) -> None:
     more = {"predict": [exported / "clip.npy", "-o", tmp_path / "a.npz"], "stream": [exported / "clip.npy"]}
     options = [*more.get(command, []), "--backend", "tensorrt", "--threads", 1]
     words = refused(command, exported / "tiny.e3d", *options)
     assert words == "Error: threads: tensorrt runs on the GPU and has no setting for threads; leave --threads out"
 
 
-def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_path: Path) -> None:
+def test_options_that_require_another_option_are_refused_without_it(exported: Path, tmp_path: Path) -> None:
     assert "--samples requires -o FOLDER" in refused("evaluate", exported / "tiny.e3d", "--samples", 4)
     assert "--threads requires --bundle" in refused("doctor", "--threads", 1)
     cache = ["--cache", "none", "--cache-limit-gb", 1]
@@ -95,6 +95,6 @@ def test_settings_that_a_run_would_not_use_are_refused(options: list[object], er
         ["--burn-in-steps", 5, "--weight-decay", 0.1, "--warmup-steps", 5, "--sampling-start", 0.5],
     ],
 )
-def test_settings_that_a_run_uses_or_has_anyway_are_taken(options: list[object], tmp_path: Path) -> None:
-    """They are checked before the data, which are not there."""
+def test_settings_that_a_run_uses_or_already_has_are_accepted(options: list[object], tmp_path: Path) -> None:
+    """The settings are checked before the data, which do not exist."""
     assert "no such file or folder" in refused("train", "-o", tmp_path / "run", "--data", tmp_path / "none", *options)

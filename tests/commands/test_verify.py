@@ -1,4 +1,4 @@
-"""The backend that `e3d verify` proves when none is named."""
+"""The backend that `e3d verify` checks without `--backend`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.tools import e3d, off
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let `auto` find these backends, and take the last of them for the fastest."""
+    """Make `auto` find these backends and measure the last one as the fastest."""
     times = {name: float(-number) for number, name in enumerate(names)}
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: list(names))
     monkeypatch.setattr(
@@ -22,11 +22,11 @@ def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 @pytest.fixture(autouse=True)
 def empty_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep choices of other tests out, after the suite's own cache was set."""
+    """Isolate the test from choices that other tests cached."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_without_a_name_it_proves_the_backend_that_load_takes(
+def test_without_a_name_it_verifies_the_backend_that_load_selects(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
@@ -46,9 +46,7 @@ def test_without_a_name_it_proves_the_backend_that_load_takes(
     assert "auto selects openvino: agrees with the reference, and is the fastest that does" in result.stderr
 
 
-def test_the_choice_that_was_kept_is_taken_without_comparing_again(
-    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_choice_is_used_without_comparing_again(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "onnxruntime")
     e3d("verify", bundle_path, "--threads", 1)
     compared: list[Any] = []
@@ -57,22 +55,20 @@ def test_the_choice_that_was_kept_is_taken_without_comparing_again(
     assert compared == []
 
 
-def test_a_backend_that_is_named_is_proved_without_a_choice(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_backend_is_verified_without_a_choice(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "torch")
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", "--json")
     assert json.loads(result.stdout)["choice"] is None
     assert "auto selects" not in result.stderr
 
 
-def test_pytorch_is_compared_with_its_recorded_answer_not_with_itself(
-    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pytorch_is_compared_with_its_recorded_outputs(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "torch")
     assert json.loads(e3d("verify", bundle_path, "--json").stdout)["yardstick"] == "reference.npz"
     assert json.loads(e3d("verify", bundle_path, "--steps", 8, "--json").stdout)["yardstick"] == "torch"
 
 
-def test_where_auto_takes_none_the_first_that_opens_is_shown_to_fail(
+def test_if_auto_selects_no_backend_the_first_that_opens_fails(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off(monkeypatch, OnnxRuntimeBackend)

@@ -381,7 +381,7 @@ def test_impossible_options_are_refused_before_the_work(exported: Path, film: Pa
     assert "not compared: renewals: got clips for ages up to 5, expected at least 8" in short.stderr
     assert "no clip has 53 frames" in failing("--streaming", "--context", 50)
     (tmp_path / "theirs.ckpt").touch()
-    assert "import` it first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")
+    assert "import` first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")
 
 
 # The end of a run

@@ -187,7 +187,7 @@ def test_a_model_that_differs_from_the_original_is_not_written(tmp_path: Path) -
     options = ["-o", tmp_path / "m.safetensors", "--reference", PLAIN.with_suffix(".npz")]
     result = e3d("import", tmp_path / "other.pth", *options, code=3)
     assert "FAIL largest difference" in result.stderr
-    assert "the model is not what the original is" in result.stderr
+    assert "the model does not reproduce the original network" in result.stderr
     assert not (tmp_path / "m.safetensors").exists()
 
     tensors["conv_last.weight"][0] = torch.nan

@@ -559,8 +559,8 @@ def test_benchmark_of_a_renewal_reports_time_per_frame(any_batch: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark", "BUNDLE", "--renewal", "none"], "--renewal is for streams"),
-        (["benchmark", "BUNDLE", "--what", "clip", "--renewal", "none"], "--renewal is for streams"),
+        (["benchmark", "BUNDLE", "--renewal", "none"], "--renewal requires --what stream"),
+        (["benchmark", "BUNDLE", "--what", "clip", "--renewal", "none"], "--renewal requires --what stream"),
         (["benchmark", "BUNDLE", "--what", "stream", "--renewal", "often"], "renewal: got 'often', expected none"),
         (["benchmark", "BUNDLE", "--streams", "2", "--renewal", "replay"], "replay, which makes no steps"),
         (["stream", "BUNDLE", "CLIP", "--renewal", "refresh:5"], "renewal: got refresh:5, expected 2 to 4 states"),

@@ -530,7 +530,7 @@ def test_no_cache_is_created_with_cache_none(
     assert not (tmp_path / "home").exists()
     e3d(*command)
     assert EngineCache(tmp_path / "home" / "e3d_deploy" / "engines").keys()
-    assert "expected streams such as 8" in e3d(*command, "--batch-bucket", "x", code=2).stderr
+    assert "expected batch sizes such as 8" in e3d(*command, "--batch-bucket", "x", code=2).stderr
     assert "the fewest, the usual and the most" in e3d(*command, "--batch-bucket", "4,2", code=2).stderr
 
 
