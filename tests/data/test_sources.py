@@ -829,7 +829,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     done = python(f"{limit}{command} from e3d_deploy.cli import main; main()", TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 7
     assert done.stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/tmp: File too large after 0 MB of decoded clips")
-    assert "; raise the limit on the size of files (`ulimit -f`)" in done.stderr
+    assert "; raise the limit on file sizes (`ulimit -f`)" in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

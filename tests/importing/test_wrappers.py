@@ -284,7 +284,7 @@ def test_the_file_that_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors)
     for name, reason in {
         "m.pth": "is an input and would be overwritten",
         "link.safetensors": "is an input and would be overwritten",
-        "other.pth": "a model is a .safetensors file; got .pth",
+        "other.pth": "got a .pth file, expected .safetensors",
         "none/m.safetensors": "its folder does not exist",
         ".": "is a folder",
     }.items():

@@ -29,7 +29,7 @@ def test_predictions_off_by_more_than_the_range_of_a_picture_fail(bundle_path: P
     off = dataclasses.replace(near, predictions=[0.9, 1.2, *near.predictions[2:]])
     assert not off.passed
     assert off.furthest == "step 2"
-    assert math.isfinite(budget) or judged(off).endswith("predictions off by 1.2e+00 of 1")
+    assert math.isfinite(budget) or judged(off).endswith("predictions differ by 1.2e+00 (range 1)")
 
 
 @pytest.mark.parametrize("kind", ["black", "still"])
