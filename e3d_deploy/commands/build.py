@@ -67,7 +67,7 @@ EXAMPLES = (
     multiple=True,
     callback=buckets,
     metavar="N|MIN,OPT,MAX",
-    help="Batch size, or range of batch sizes, to optimize for; repeatable. Requires graphs exported with --batch any.",
+    help="Batch size, or range of batch sizes, to optimize for; repeatable. Only for graphs exported with --batch any.",
     show_default="1, and 2 for the step graph",
 )
 @option(

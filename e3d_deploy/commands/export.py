@@ -81,7 +81,8 @@ EXAMPLES = (
 @option(
     "--backend",
     type=click.Choice(export_backends()),
-    help="Backend to export for; adds graphs that only this backend runs.",
+    help="Backend that must run the bundle; own graphs are written only for it.",
+    show_default="all backends",
 )
 @option("--calibration", type=PATH, help="Clips for the calibration and for measuring the drift.")
 @option(

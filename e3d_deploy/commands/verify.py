@@ -49,7 +49,11 @@ EXAMPLES = (
     show_default="the reference clip of the bundle",
 )
 @LAYOUT
-@option("--steps", type=Count(MOST_FRAMES), help="Further steps of the rollout, to show the drift; requires PyTorch.")
+@option(
+    "--steps",
+    type=Count(MOST_FRAMES),
+    help="Number of steps to compare, to show the drift beyond the rollout; requires PyTorch.",
+)
 @THREADS
 @option("--picture", type=PATH, help="PNG file for a plot of the drift.")
 @json_option("Print the report as JSON.")

@@ -190,7 +190,7 @@ def test_verify_continues_for_the_given_number_of_steps(sane: Made, tmp_path: Pa
     picture = tmp_path / "growth.png"
     result = CliRunner().invoke(main, ["verify", str(bundle.path), "--steps", "40", "--picture", str(picture)])
     assert result.exit_code == 0, result.stderr
-    shown = [line.split()[0] for line in result.stdout.splitlines() if "itself" in line]
+    shown = [line.split()[0] for line in result.stdout.splitlines() if line.split()[1:2] == ["prediction"]]
     assert shown == ["4", "5", "6", "16", "26", "36", "40"]
     assert picture.stat().st_size > 1000
 
