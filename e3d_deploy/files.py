@@ -32,9 +32,9 @@ RETIRED = ".old"
 """Suffix of the temporary name that `swap` uses on systems that cannot exchange two folders."""
 ABANDONED_S = 24 * 60 * 60
 """Time without a change after which a workspace counts as abandoned, if locks cannot tell (seconds)."""
-MOST_NAME = 200
+MAX_NAME = 200
 """Maximum part of an output path's name in the name of its workspace (bytes); systems allow names of 255 bytes."""
-MOST_LINKS = 40
+MAX_LINKS = 40
 """Maximum number of links that Linux follows in a row."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk or quota."""
@@ -238,7 +238,7 @@ def is_stdout(path: Path) -> bool:
 def _descriptor(path: Path) -> int | None:
     """Return the descriptor that a path such as `/dev/stdout`, or a link to it, names; None for other paths."""
     text = str(path)
-    for _ in range(MOST_LINKS):
+    for _ in range(MAX_LINKS):
         if (match := re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)) is not None:
             return int(match[1])
         if text in STANDARD:
@@ -367,7 +367,7 @@ def _system() -> str:
 
 def _prefix(output_path: Path) -> str:
     """Return the prefix of the workspaces of an output path, shortened so that their names fit the file system."""
-    return f".{os.fsdecode(os.fsencode(output_path.name)[:MOST_NAME])}."
+    return f".{os.fsdecode(os.fsencode(output_path.name)[:MAX_NAME])}."
 
 
 def _locked_folder(output_path: Path) -> tuple[Path, int | None]:

@@ -30,7 +30,7 @@ MAX_BYTES = 16 * 2**20
 """Maximum size of a part: 16 MiB."""
 CARD_BYTES = 4096
 """Space reserved for the metadata in a part (bytes)."""
-MOST = 64
+MAX_PARTS = 64
 """Maximum number of parts."""
 AGAIN = "fetch it again"
 """Remedy for a damaged part."""
@@ -62,8 +62,8 @@ class Card:
                 raise ValueError(f"{field.name}: got {value!r}, expected {kind.__name__}")
         if self.step < 0:
             raise ValueError(f"step: got {self.step}, expected 0 or more")
-        if not 1 <= self.number <= self.count <= MOST:
-            raise ValueError(f"part {self.number} of {self.count}: expected 1 to {MOST}")
+        if not 1 <= self.number <= self.count <= MAX_PARTS:
+            raise ValueError(f"part {self.number} of {self.count}: expected 1 to {MAX_PARTS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def save_parts(
 
     Raises:
         CheckpointError: A weight is too large for float16.
-        ConfigError: `max_bytes` leaves no space for weights, or requires more than `MOST` parts.
+        ConfigError: `max_bytes` leaves no space for weights, or requires more than `MAX_PARTS` parts.
         OSError: A file cannot be written.
     """
     import torch
@@ -109,9 +109,9 @@ def save_parts(
     if size < 1:
         raise ConfigError(f"max_bytes: got {max_bytes}, expected more than {CARD_BYTES}")
     pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
-    if len(pieces) > MOST:
+    if len(pieces) > MAX_PARTS:
         raise ConfigError(
-            f"max_bytes: {max_bytes} needs {len(pieces)} parts, expected at most {MOST}; allow more bytes"
+            f"max_bytes: {max_bytes} needs {len(pieces)} parts, expected at most {MAX_PARTS}; allow more bytes"
         )
     digest, paths = hashlib.sha256(whole).hexdigest(), []
     for number, piece in enumerate(pieces, 1):

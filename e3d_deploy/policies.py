@@ -48,7 +48,7 @@ ROUNDING = 4
 between PyTorch in float32 and in float64 on the reference clip, because a backend cannot be expected to be closer to
 PyTorch in float32 than that result is to float64. The full-size network with random weights needs it; docs/model.md
 lists the numbers."""
-MOST_ROUNDING = 0.1
+MAX_ROUNDING = 0.1
 """Maximum of the allowed difference that rounding may cause: a tenth of the range of a picture. With a larger
 difference, agreement would mean nothing."""
 

@@ -15,8 +15,8 @@ from typing import IO
 
 from e3d_deploy.errors import BundleError, BundleMissing
 
-MOST_ENTRIES, LONGEST_NAME = 1000, 200
-MOST_BYTES = 2_000_000_000
+MAX_ENTRIES, LONGEST_NAME = 1000, 200
+MAX_BYTES = 2_000_000_000
 """Maximum total size of all files (bytes); below the size from which zip needs zip64 headers, which we do not write."""
 NAME = re.compile(r"\w([\w.+-]*[\w+-])?(/\w([\w.+-]*[\w+-])?)*", re.ASCII)
 """Pattern of file names: parts of the path neither begin nor end with a dot.
@@ -101,8 +101,8 @@ def _check_end(file: IO[bytes], path: Path) -> int:
     _, disk, _, _, count, length, start, comment = END.unpack(tail[-END.size :])
     if tail.startswith(ZIP64_MARK):
         raise BundleError(f"{path}: is a zip64 archive, a form that `e3d pack` does not write; do not use it")
-    if count > MOST_ENTRIES or length > MOST_ENTRIES * (ENTRY_BYTES + LONGEST_NAME):
-        raise BundleError(f"{path}: has {count} entries, a bundle has at most {MOST_ENTRIES}; do not use it")
+    if count > MAX_ENTRIES or length > MAX_ENTRIES * (ENTRY_BYTES + LONGEST_NAME):
+        raise BundleError(f"{path}: has {count} entries, a bundle has at most {MAX_ENTRIES}; do not use it")
     if disk or comment or start + length + END.size != size:
         raise BundleError(f"{path}: has bytes that belong to no entry; copy it again, or pack the bundle again")
     return int(start)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from e3d_deploy.bundle.archive import MOST_BYTES, check_names, entry, open_archive
+from e3d_deploy.bundle.archive import MAX_BYTES, check_names, entry, open_archive
 from e3d_deploy.bundle.folder import (
     ENGINES,
     MANIFEST,
@@ -25,7 +25,7 @@ from e3d_deploy.files import check_place, new_file, place_of, sync
 from e3d_deploy.progress import Notify, silent
 
 BLOCK = 1 << 20
-MOST_MANIFEST_BYTES = 1 << 24
+MAX_MANIFEST_BYTES = 1 << 24
 
 
 def pack(
@@ -66,9 +66,9 @@ def pack(
         if (size := bundle.size(name)) is None:
             raise BundleError(f"{bundle.path / name}: is missing; build the engines again, or pack without them")
         sizes[name] = size
-    if (total := sum(sizes.values())) > MOST_BYTES:
+    if (total := sum(sizes.values())) > MAX_BYTES:
         raise BundleError(
-            f"{bundle.path}: has {total:,} bytes, an archive can hold {MOST_BYTES:,}; copy the folder instead"
+            f"{bundle.path}: has {total:,} bytes, an archive can hold {MAX_BYTES:,}; copy the folder instead"
         )
     with new_file(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
         text = manifest_bytes(manifest)
@@ -87,7 +87,7 @@ def unpack(
     *,
     trust_engines: bool = False,
     overwrite: bool = False,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MAX_BYTES,
     progress: Notify = silent,
 ) -> tuple[Bundle, list[str]]:
     """Unpack an archive into the bundle `output`, which appears only when it is complete and checked.
@@ -159,10 +159,10 @@ def _extract(
     """
     if MANIFEST not in entries:
         raise BundleError(f"{folder}: has no {MANIFEST}, so it is not a bundle; give an archive that `e3d pack` wrote")
-    if entries[MANIFEST].file_size > MOST_MANIFEST_BYTES:
+    if entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
         raise BundleError(
             f"{folder}: its {MANIFEST} has {entries[MANIFEST].file_size:,} bytes, expected at most "
-            f"{MOST_MANIFEST_BYTES:,}; do not use this archive"
+            f"{MAX_MANIFEST_BYTES:,}; do not use this archive"
         )
     (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
     packed = read_manifest(folder)

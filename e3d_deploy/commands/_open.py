@@ -34,7 +34,7 @@ def open_predictor(
     """
     from e3d_deploy import runtime
     from e3d_deploy.errors import CheckpointError, ConfigError
-    from e3d_deploy.runtime.backends.specs import YARDSTICK, find
+    from e3d_deploy.runtime.backends.specs import REFERENCE_BACKEND, find
     from e3d_deploy.tensors import is_foreign
 
     is_third_party = path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists() or is_foreign(path)
@@ -56,9 +56,9 @@ def open_predictor(
         if threads is not None and backend != "auto" and find(backend).device == "gpu":
             raise ConfigError(f"threads: {backend} runs on the GPU and has no setting for threads; leave --threads out")
         return runtime.load(path, backend, threads=threads)
-    if backend not in ("auto", YARDSTICK):
+    if backend not in ("auto", REFERENCE_BACKEND):
         raise ConfigError(
-            f"{path}: a model file runs only on {YARDSTICK}; for {backend}, give a bundle made by `e3d export`"
+            f"{path}: a model file runs only on {REFERENCE_BACKEND}; for {backend}, give a bundle made by `e3d export`"
         )
     from e3d_deploy import checkpoint
     from e3d_deploy.files import sha256

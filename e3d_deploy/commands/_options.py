@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from e3d_deploy.commands._help import Option, option
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
-MOST_FRAMES = 10_000
+MAX_FRAMES = 10_000
 """Maximum context, horizon, rollout length and state age that a command accepts (frames)."""
 OUTPUTS = {"--output", "--raw-output", "--jsonl"}
 """Options whose paths are written, so that they need not be readable."""
@@ -117,12 +117,12 @@ THREADS = option(
 CONTEXT = option(
     "--context",
     "context_length",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Context: number of frames before the forecast.",
     show_default="as trained, or 10",
 )
 HORIZON = option(
-    "--horizon", type=Count(MOST_FRAMES), help="Number of frames to predict.", show_default="as trained, or 10"
+    "--horizon", type=Count(MAX_FRAMES), help="Number of frames to predict.", show_default="as trained, or 10"
 )
 EVERY = option("--every", type=int, metavar="N", help="Use every N-th frame of the source.")
 RESAMPLE = option(

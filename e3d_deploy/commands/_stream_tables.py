@@ -23,7 +23,7 @@ SILENT_S = 2.0
 COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
 LEAST_IMPORTANT = ("age", "p50", "frames", "novelty", "dropped", "p99", "frames/s")
 """Columns that are dropped on a narrow terminal, in this order."""
-LEAST_SOURCE = 20
+MIN_SOURCE = 20
 """Minimum width of the name of a source (terminal cells)."""
 SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
 
@@ -70,10 +70,10 @@ def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableTyp
     for name in (*LEAST_IMPORTANT, None):
         widths = [max(map(cell_len, (title, *column))) for title, column in columns.items()]
         room = width - sum(widths[1:]) - len(widths)
-        if room >= LEAST_SOURCE or name is None:
+        if room >= MIN_SOURCE or name is None:
             break
         del columns[name]
-    columns["source"] = [_ending(label, max(room, LEAST_SOURCE)) for label in columns["source"]]
+    columns["source"] = [_ending(label, max(room, MIN_SOURCE)) for label in columns["source"]]
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title in columns:
         shown.add_column(title, justify="left" if title in ("source", "state") else "right", no_wrap=True)

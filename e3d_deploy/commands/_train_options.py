@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from e3d_deploy.commands._help import option
-from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, Count, Finite, numbers
+from e3d_deploy.commands._options import LAYOUT, MAX_FRAMES, PATH, Count, Finite, numbers
 from e3d_deploy.config import PRESETS, RECIPES, Semantics, TrainConfig
 
 HINTS = get_type_hints(TrainConfig)
@@ -143,8 +143,8 @@ OPTIONS = (
     ),
     option("--stride", default=1, help="Stride of the convolutions; values above 1 require --semantics openstl."),
     option("--layer-norm/--no-layer-norm", default=True, help="Normalise the gates."),
-    setting("context_length", "Context frames.", flag="context", most=MOST_FRAMES),
-    setting("horizon", "Frames to predict.", most=MOST_FRAMES),
+    setting("context_length", "Context frames.", flag="context", most=MAX_FRAMES),
+    setting("horizon", "Frames to predict.", most=MAX_FRAMES),
     setting("steps", "Optimizer steps."),
     setting("batch_size", "Clips per optimizer step."),
     setting("accumulate", "Micro-batches per optimizer step."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from e3d_deploy.commands._help import ExampleGroup, GroupedCommand, option
-from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
+from e3d_deploy.commands._options import LAYOUT, MAX_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 from e3d_deploy.config import Fit
 from e3d_deploy.files import write_file
@@ -41,7 +41,7 @@ def data() -> None:
 @option(
     "--fit", type=click.Choice(get_args(Fit)), default="stretch", help="Way to fit pictures of another aspect ratio."
 )
-@option("--length", type=Count(MOST_FRAMES), default=20, help="Context and horizon of a training clip (frames).")
+@option("--length", type=Count(MAX_FRAMES), default=20, help="Context and horizon of a training clip (frames).")
 @option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Split to inspect.")
 @option("--picture", type=PATH, help="PNG file for a contact sheet of the split.")
 @LAYOUT

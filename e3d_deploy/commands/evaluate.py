@@ -14,7 +14,7 @@ from e3d_deploy.commands._options import (
     EVERY,
     HORIZON,
     LAYOUT,
-    MOST_FRAMES,
+    MAX_FRAMES,
     PATH,
     RESAMPLE,
     SKIP_BAD,
@@ -78,7 +78,7 @@ EXAMPLES = (
 @option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
 @option(
     "--samples",
-    type=Count(MOST_FRAMES, least=0),
+    type=Count(MAX_FRAMES, least=0),
     default=4,
     help="Number of clips to write as pictures; requires --output.",
 )
@@ -86,7 +86,7 @@ EXAMPLES = (
 @option("--streaming", is_flag=True, help="Measure the error by the age of a stream's state.")
 @option(
     "--ages",
-    callback=counts(MOST_FRAMES),
+    callback=counts(MAX_FRAMES),
     metavar="N,N,…",
     help="Ages of the state to measure (frames); requires --streaming.",
     show_default="1 to 150, and 6 times the context",
@@ -104,7 +104,7 @@ EXAMPLES = (
 @option("--image-size", callback=numbers, metavar="HxW", help="Frame height x width, as in `e3d import` (pixels).")
 @option("--patch-size", type=Count(1024), help="Patch side, as in `e3d import` (pixels).")
 @option("--channels", type=Count(1024), help="Channels of a frame, as in `e3d import`.")
-@option("--history-length", type=Count(MOST_FRAMES), help="Number of past cell states, as in `e3d import`.")
+@option("--history-length", type=Count(MAX_FRAMES), help="Number of past cell states, as in `e3d import`.")
 @json_option()
 def evaluate(
     model: Path,

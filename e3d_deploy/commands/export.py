@@ -8,7 +8,7 @@ import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MOST_FRAMES, PATH, Count, overwrite_option
+from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MAX_FRAMES, PATH, Count, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
@@ -17,7 +17,7 @@ from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_backends, find
 if TYPE_CHECKING:
     from e3d_deploy.bundle.manifest import Tried
 
-MOST_STREAMS = 4096
+MAX_STREAMS = 4096
 """Maximum fixed batch size. PyTorch records a rollout of the whole batch, and larger values are likely typos."""
 
 
@@ -25,8 +25,8 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     """Parse a batch size; `any` becomes None."""
     if text == "any":
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_STREAMS:
-        raise click.BadParameter(f"got {text!r}, expected a number from 1 to {MOST_STREAMS}, or any")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_STREAMS:
+        raise click.BadParameter(f"got {text!r}, expected a number from 1 to {MAX_STREAMS}, or any")
     return int(text)
 
 
@@ -48,13 +48,13 @@ EXAMPLES = (
 @option(
     "--context",
     "context_length",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Context of the clip graph (frames).",
     show_default="as trained, or 10",
 )
 @option(
     "--horizon",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Horizon of the clip graph (frames).",
     show_default="as trained, or 10",
 )

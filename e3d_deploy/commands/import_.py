@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._options import MOST_FRAMES, PATH, Count, Finite, numbers, overwrite_option
+from e3d_deploy.commands._options import MAX_FRAMES, PATH, Count, Finite, numbers, overwrite_option
 from e3d_deploy.commands._output import next_command, table, verdict, working
 from e3d_deploy.config import Fit
 
@@ -74,20 +74,20 @@ EXAMPLES = (
 )
 @option(
     "--history-length",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Number of past cell states that recall attends to.",
     show_default="20",
 )
 @option(
     "--context",
     "context_length",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Context in training (frames).",
     show_default="that of the checkpoint",
 )
 @option(
     "--horizon",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Horizon in training (frames).",
     show_default="that of the checkpoint",
 )

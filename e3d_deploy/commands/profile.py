@@ -8,7 +8,7 @@ import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE, MOST_FRAMES, PROFILED, THREADS, Count, json_option
+from e3d_deploy.commands._options import BUNDLE, MAX_FRAMES, PROFILED, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, table, working
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @BUNDLE
 @PROFILED
 @THREADS
-@option("--steps", type=Count(MOST_FRAMES), default=20, help="Number of steps to time, with a full history.")
+@option("--steps", type=Count(MAX_FRAMES), default=20, help="Number of steps to time, with a full history.")
 @option("--top", type=click.IntRange(min=1), default=10, help="Maximum rows of each table.")
 @option("--roofline/--no-roofline", default=True, help="Compare with the measured peak of this machine.")
 @json_option("Print all nodes and types and the environment as JSON.")

@@ -7,7 +7,7 @@ import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle, open_predictor
-from e3d_deploy.commands._options import BACKEND, BUNDLE, MOST_FRAMES, PATH, THREADS, Count, Finite
+from e3d_deploy.commands._options import BACKEND, BUNDLE, MAX_FRAMES, PATH, THREADS, Count, Finite
 
 GROUPS = {
     "Address and security": ("host", "port", "token", "token_file", "tls_cert", "tls_key", "behind_proxy", "origins"),
@@ -38,7 +38,7 @@ EXAMPLES = (
 )
 @option(
     "--horizon",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Maximum horizon that viewers may choose (frames).",
     show_default="that of the bundle",
 )

@@ -14,7 +14,7 @@ from e3d_deploy.commands._options import (
     BACKEND,
     BUNDLE_OR_MODEL,
     EVERY,
-    MOST_FRAMES,
+    MAX_FRAMES,
     PATH,
     RESAMPLE,
     THREADS,
@@ -88,7 +88,7 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
     default=5,
     help="Failed attempts to reopen a live source before it counts as lost.",
 )
-@option("--horizon", type=Count(MOST_FRAMES), default=10, help="Number of frames to predict.")
+@option("--horizon", type=Count(MAX_FRAMES), default=10, help="Number of frames to predict.")
 @option(
     "--renewal",
     metavar="RULE",

@@ -9,7 +9,7 @@ import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MOST_FRAMES, PATH, THREADS, Count, json_option
+from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MAX_FRAMES, PATH, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, warn, working
 from e3d_deploy.files import write_file
 from e3d_deploy.policies import PICTURE_RANGE
@@ -51,7 +51,7 @@ EXAMPLES = (
 @LAYOUT
 @option(
     "--steps",
-    type=Count(MOST_FRAMES),
+    type=Count(MAX_FRAMES),
     help="Number of steps to compare, to show the drift beyond the rollout; requires PyTorch.",
 )
 @THREADS
@@ -79,7 +79,7 @@ def verify(
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.data.form import Form
     from e3d_deploy.runtime.backends.registry import open_backend
-    from e3d_deploy.runtime.backends.specs import YARDSTICK, find, has_libraries
+    from e3d_deploy.runtime.backends.specs import REFERENCE_BACKEND, find, has_libraries
     from e3d_deploy.runtime.verify import verify as verify_backend
 
     check_picture(picture, clip, bundle)
@@ -102,11 +102,11 @@ def verify(
         stack.enter_context(candidate)
         if against == "auto":
             # PyTorch always agrees with itself, so it is compared with its outputs recorded at export.
-            itself = candidate.name == YARDSTICK and clip is None and steps is None
-            against = "torch" if has_libraries(find(YARDSTICK)) and not itself else "reference"
+            itself = candidate.name == REFERENCE_BACKEND and clip is None and steps is None
+            against = "torch" if has_libraries(find(REFERENCE_BACKEND)) and not itself else "reference"
         yardstick = None
         if against == "torch":
-            yardstick = stack.enter_context(open_backend(opened, YARDSTICK, threads=threads))
+            yardstick = stack.enter_context(open_backend(opened, REFERENCE_BACKEND, threads=threads))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
         computed = find(candidate.name).computed
         ran = None if computed is None else computed(candidate)

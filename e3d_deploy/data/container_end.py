@@ -46,7 +46,7 @@ ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """Start of the object of an ASF or WMV file that holds the packets."""
 ASF_DATA_HEADER = 50
 """Size of the header of the object that starts with `ASF_DATA` (bytes)."""
-MOST_BYTES = 1 << 62
+MAX_BYTES = 1 << 62
 """Size that is larger than any file (bytes)."""
 INDEX_ENTRY = 16
 """Size of an entry in the index of an AVI file (bytes)."""
@@ -143,7 +143,7 @@ def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         file.seek(place)
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
-        if len(head) < 24 or not 24 <= length < MOST_BYTES:  # a length of 0: the header was never finished
+        if len(head) < 24 or not 24 <= length < MAX_BYTES:  # a length of 0: the header was never finished
             return
         yield place, place + length, head[:16]
         place += length

@@ -8,7 +8,7 @@ from e3d_deploy.errors import ConfigError
 
 LAYOUTS = ("THW", "THWC", "TCHW", "NTHW", "TNHW", "NTHWC", "NTCHW", "TNHWC", "TNCHW")
 """Supported orders of the axes of an array: N clips, T frames, C colours, H and W pixels."""
-MOST_PIXELS = 8192**2
+MAX_PIXELS = 8192**2
 """Maximum size of a video's frame (pixels); decoders allocate its memory before anything else can be checked."""
 
 

@@ -11,7 +11,7 @@ from e3d_deploy.data.storage import Clip
 
 SAMPLED = 16
 """Number of frames whose range is examined."""
-LEAST = 0.1
+MIN_SPAN = 0.1
 """Smallest share of the range that a source should use."""
 
 
@@ -31,7 +31,7 @@ class Range:
     @property
     def is_wide(self) -> bool:
         """True if the values use a tenth of the range."""
-        return self.most - self.least >= LEAST
+        return self.most - self.least >= MIN_SPAN
 
     def say(self, name: str, remarks: Remarks) -> None:
         """Log that a source uses less than a tenth of the range."""

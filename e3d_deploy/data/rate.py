@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 DEFAULT_RATE = 10.0
 """Rate at which a source without a known rate is shown (frames per second)."""
-MOST_RATE = 1000.0
+MAX_RATE = 1000.0
 """Maximum rate to resample to (frames per second); larger values are almost certainly a typo."""
 TOLERANCE = 0.2
 """Share by which the frame interval of a source may differ from that of training without a warning."""
@@ -46,9 +46,9 @@ class Selection:
             raise ConfigError("every, resample: got both, expected at most one; leave one out")
         if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
             raise ConfigError(f"every: got {self.every!r}, expected a whole number of at least 1; 1 selects all frames")
-        if self.resample is not None and not 0 < self.resample <= MOST_RATE:
+        if self.resample is not None and not 0 < self.resample <= MAX_RATE:
             raise ConfigError(
-                f"resample: got {self.resample!r}, expected frames per second above 0 and up to {MOST_RATE:g}"
+                f"resample: got {self.resample!r}, expected frames per second above 0 and up to {MAX_RATE:g}"
             )
 
     @property

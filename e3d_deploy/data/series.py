@@ -40,9 +40,9 @@ RATES = (25, 30, 50)
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
 """Smallest number of common counters for which two series are refused."""
-MOST = 26
+MAX_SERIES = 26
 """Maximum number of patterns of names that are treated as series; random names have more patterns."""
-MOST_NAMED = 3
+MAX_NAMED = 3
 """Maximum number of series that a remark names, and of pairs of frames that an error names."""
 
 _Numbers = tuple[str, ...]
@@ -74,7 +74,7 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
         numbers = {name: tuple(_NUMBER.findall(stem)) for name, (stem, _) in stems.items()}
         return _check_numbers(folder, patterns.pop()[0], numbers)
     series = _series(names) if names else {}
-    if not 1 < len(series) <= MOST:
+    if not 1 < len(series) <= MAX_SERIES:
         return None
     counters = {pattern: _counters(members) for pattern, members in series.items()}
     patterns_of: dict[_Numbers, list[_Pattern]] = defaultdict(list)
@@ -97,8 +97,8 @@ def _why_refused(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> st
     pairs = [f"{name} and {two[counter]}" for counter, name in one.items() if counter in two]
     if 2 * len(two) >= len(one):
         return f"holds frames of two series, such as {pairs[0]}; give each its own folder"
-    more = f" and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
-    named = f"{', '.join(pairs[:MOST_NAMED])}{more}"
+    more = f" and {len(pairs) - MAX_NAMED} more" if len(pairs) > MAX_NAMED else ""
+    named = f"{', '.join(pairs[:MAX_NAMED])}{more}"
     return f"holds frames that may be duplicates, {named}; remove the copies, or move them to a folder of their own"
 
 
@@ -107,7 +107,7 @@ def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:
     joined: dict[str, list[str]] = defaultdict(list)
     for (pattern, _), members in series.items():
         joined[pattern] += members
-    if not 1 < len(joined) <= MOST_NAMED or max(map(len, joined.values())) == 1:
+    if not 1 < len(joined) <= MAX_NAMED or max(map(len, joined.values())) == 1:
         return None
     parts = ", ".join(f"{len(members)} like {members[0]}" for members in joined.values())
     return f"files with {len(joined)} kinds of names are read as one clip: {parts}"

@@ -11,7 +11,7 @@ RAW, SEPARATE, WHITE_IS_0, YCBCR = 1, 2, 0, 6
 """Values of the tags `COMPRESSION`, `PLANES` and `PHOTOMETRIC`."""
 BIG = b"+"
 """Byte in the header of a BigTIFF, whose offsets have 8 bytes."""
-MOST_TAGS = 65535
+MAX_TAGS = 65535
 """Maximum number of tags of a page in a classic TIFF; a larger number is damage, in a BigTIFF too."""
 
 
@@ -56,7 +56,7 @@ def is_cut(stream: BinaryIO) -> bool:
         seen.add(place)
         stream.seek(place)
         count = stream.read(number.size)
-        if len(count) < number.size or (size := number.unpack(count)[0] * entry) > MOST_TAGS * entry:
+        if len(count) < number.size or (size := number.unpack(count)[0] * entry) > MAX_TAGS * entry:
             return True
         tags = stream.read(size + offset.size)
         types = (tags[begin + 2 : begin + 4] for begin in range(0, size, entry))

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.container_end import joined, missing_end
 from e3d_deploy.data.display import Bringer
-from e3d_deploy.data.form import MOST_PIXELS, Form
+from e3d_deploy.data.form import MAX_PIXELS, Form
 from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
-from e3d_deploy.data.rate import MOST_RATE, TOLERANCE, select_by_time
+from e3d_deploy.data.rate import MAX_RATE, TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError, SourceLost
 
@@ -33,7 +33,7 @@ OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
 
 The latter is for H.264 streams that do not state how far frames are reordered.
 """
-BOUND = {"max_pixels": str(MOST_PIXELS)}
+BOUND = {"max_pixels": str(MAX_PIXELS)}
 """Option of decoders to refuse larger frames before memory is allocated, even if the size changes in mid-stream."""
 COUNTED = {"av1": 0, "h264": 3, "hevc": 3, "mpeg2video": 3, "vvc": 3}
 """Codecs whose decoders drop frames silently, with the maximum number of missing frames that is tolerated.
@@ -102,9 +102,9 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
         container.close()
         raise unreadable(path, "no decoder for it")
     height, width = _shape(stream)
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_PIXELS:
         container.close()
-        raise ClipError(f"{path}: has frames of {height}×{width}, expected at most {MOST_PIXELS:,} pixels; scale it")
+        raise ClipError(f"{path}: has frames of {height}×{width}, expected at most {MAX_PIXELS:,} pixels; scale it")
     interval = 1 / rate if (rate := _rate(stream)) else None
     # AVI stores no times; FFmpeg reports the times of decoding instead.
     tells_times = container.format.name != "avi"
@@ -192,7 +192,7 @@ def _rate(stream: Any) -> Fraction | None:
     If the demuxer does not count frames, as for raw DV, the average rate is that of the clock and is not used.
     """
     average: Fraction | None = stream.average_rate
-    if average is None or average <= MOST_RATE:
+    if average is None or average <= MAX_RATE:
         return average
     guessed: Fraction | None = stream.guessed_rate
     return guessed
@@ -205,7 +205,7 @@ def _shape(stream: Any) -> tuple[int, int]:
 
 def _reason(error: "OSError | av.FFmpegError") -> str | None:
     """Describe an error of FFmpeg, whose code for damage is also that for frames above `BOUND`."""
-    return f"damaged, or frames above {MOST_PIXELS:,} pixels" if error.errno == errno.EINVAL else error.strerror
+    return f"damaged, or frames above {MAX_PIXELS:,} pixels" if error.errno == errno.EINVAL else error.strerror
 
 
 def unreadable(path: Path, reason: str | None) -> ClipError:

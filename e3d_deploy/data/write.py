@@ -27,9 +27,9 @@ Put = Callable[[NDArray[Any]], None]
 """Function that takes the next frame or picture to write."""
 
 SUFFIXES = (".npz", ".mp4", ".gif", "")
-MOST_SIDE = {".mp4": 16_384, ".gif": 65_535, "": 2**31 - 1}
+MAX_SIDE = {".mp4": 16_384, ".gif": 65_535, "": 2**31 - 1}
 """Maximum side of a picture (pixels): of libx264, of GIF and of PNG."""
-MOST_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
+MAX_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
 """Maximum number of pixels of a picture: at level 6.2 of H.264, and before Pillow warns when it reads the picture."""
 KINDS = {".mp4": "H.264", ".gif": "a GIF", "": "a PNG"}
 LONGEST_S = {".mp4": 1000.0, ".gif": 655.35}
@@ -38,7 +38,7 @@ BT_601 = 6
 """FFmpeg's code of the colour space to which it converts RGB."""
 BROWSERS_RATE = 50
 """Maximum rate at which programs play a GIF correctly (frames per second); they show shorter frames for 0.1 s."""
-MOST_GIF_RATE = 100
+MAX_GIF_RATE = 100
 """Maximum rate at which no frame of a GIF is dropped (frames per second)."""
 DIGITS = 4
 """Smallest number of digits in the names of pictures; more than 10,000 pictures need more."""
@@ -82,10 +82,10 @@ def check_size(
     if channels not in (1, 3):
         raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {channels}; write .npz")
     height, width = (zoom * side for side in size)
-    if max(height, width) > MOST_SIDE[kind] or height * width > MOST_PIXELS[kind]:
+    if max(height, width) > MAX_SIDE[kind] or height * width > MAX_PIXELS[kind]:
         raise ConfigError(
             f"{path}: the picture is {width} pixels wide and {height} high, but {KINDS[kind]} holds at most "
-            f"{MOST_SIDE[kind]} per side and {MOST_PIXELS[kind]} in all; give a smaller --zoom or fewer clips, "
+            f"{MAX_SIDE[kind]} per side and {MAX_PIXELS[kind]} in all; give a smaller --zoom or fewer clips, "
             "or write .npz"
         )
     longest_s = LONGEST_S.get(kind)
@@ -248,9 +248,9 @@ def _with_palette(image: Any) -> Any:
 
 def _warn_of_rate(frames_per_second: float) -> None:
     """Log how programs will play a GIF with a high frame rate."""
-    if frames_per_second > MOST_GIF_RATE:
+    if frames_per_second > MAX_GIF_RATE:
         log.warning("GIF: holds at most %d frames per second, so some of %.4g are dropped; write .mp4 to keep them",
-                    MOST_GIF_RATE, frames_per_second)  # fmt: skip
+                    MAX_GIF_RATE, frames_per_second)  # fmt: skip
     elif frames_per_second > BROWSERS_RATE:
         log.warning("GIF: has %.4g frames per second, but most programs play more than %d slower; write .mp4, or use "
                     "fewer frames with --every", frames_per_second, BROWSERS_RATE)  # fmt: skip

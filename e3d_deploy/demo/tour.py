@@ -30,7 +30,7 @@ from e3d_deploy.measure.results import BenchmarkResult
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
-from e3d_deploy.runtime.backends.specs import RECOMMENDED, YARDSTICK
+from e3d_deploy.runtime.backends.specs import RECOMMENDED, REFERENCE_BACKEND
 from e3d_deploy.runtime.verify import Report, verify
 from e3d_deploy.shipped import extracted
 
@@ -154,7 +154,7 @@ def _build(bundle: Bundle, progress: Notify) -> tuple[None, str]:
 
 
 def _verify(bundle: Bundle, predictor: Predictor) -> tuple[Report, str]:
-    with open_backend(bundle, YARDSTICK) as yardstick:
+    with open_backend(bundle, REFERENCE_BACKEND) as yardstick:
         report = verify(bundle, predictor.backend, yardstick)
     record_verification(bundle, report.to_dict())
     return report, f"largest difference from PyTorch {report.worst:.1e}, budget {report.budget:.0e}"
@@ -195,7 +195,7 @@ def _stream(predictor: Predictor, video: Clips, path: Path) -> tuple[tuple[Frame
 
 def _measure(bundle: Bundle) -> tuple[BenchmarkResult, str]:
     with ExitStack() as stack:
-        names = (YARDSTICK, RECOMMENDED)
+        names = (REFERENCE_BACKEND, RECOMMENDED)
         backends = [stack.enter_context(open_backend(bundle, name, threads=1)) for name in names]
         result = benchmark(bundle, backends, threads=1)
     last = result.rows[-1]

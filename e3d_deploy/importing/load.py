@@ -18,7 +18,7 @@ POINTER = b"version https://git-lfs"
 SHARD = re.compile(r"-\d+-of-\d+\.")
 """Part of the name of a shard, a file with some of the tensors of a model."""
 JOIN = "load all of them and save one dictionary of their tensors with torch.save"
-MOST_FILES = 1000
+MAX_FILES = 1000
 """Maximum number of files of a folder that are inspected to suggest a checkpoint."""
 
 
@@ -156,7 +156,7 @@ def _within(folder: Path) -> str:
         )
     places = (folder, folder / "checkpoints")
     files = (file for place in places if place.is_dir() for file in sorted(place.iterdir()) if file.is_file())
-    found = [file for file in islice(files, MOST_FILES) if file.stat().st_size and openstl.is_readable(file)]
+    found = [file for file in islice(files, MAX_FILES) if file.stat().st_size and openstl.is_readable(file)]
     if any(SHARD.search(file.name) for file in found):
         return f"it holds the shards of a model; {JOIN}"
     if not found:

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_CHANGE = 0.08
+MIN_CHANGE = 0.08
 """Mean absolute difference of two frames in [0, 1] that a cut exceeds."""
 FACTOR = 4.0
 """Multiple of the usual difference that a cut exceeds."""
@@ -14,7 +14,7 @@ USUAL, KNOWN = 30, 3
 
 
 class CutDetector:
-    """Detects cuts by one rule: d > max(LEAST_CHANGE, FACTOR · median of the last `USUAL` differences).
+    """Detects cuts by one rule: d > max(MIN_CHANGE, FACTOR · median of the last `USUAL` differences).
 
     d is the mean absolute difference between a frame and the previous frame, in [0, 1]. After a start or a cut, the
     first `KNOWN` differences only fill the median and are never cuts.
@@ -34,7 +34,7 @@ class CutDetector:
         if before is None:
             return False
         change = float(np.abs(frame - before).mean())
-        if len(self._changes) >= KNOWN and change > max(LEAST_CHANGE, FACTOR * float(np.median(self._changes))):
+        if len(self._changes) >= KNOWN and change > max(MIN_CHANGE, FACTOR * float(np.median(self._changes))):
             self._changes.clear()
             return True
         self._changes.append(change)

@@ -7,7 +7,7 @@ from e3d_deploy.runtime.renewal import Renewal
 
 WINDOW = 300
 """Number of recent pictures that the running medians cover."""
-LEAST = 8
+MIN_ERRORS = 8
 """Minimum number of errors for a median; with fewer errors, the novelty is unknown."""
 FLOOR = 1 / (12 * 255**2)
 """Mean squared error per pixel of rounding to 8 bits. Smaller medians are raised to it, because rounding errors would
@@ -30,7 +30,7 @@ class Novelty:
 
     def __init__(self, horizon: int, renewal: Renewal) -> None:
         self._oldest = renewal.warm_up if renewal.kind == "refresh" else renewal.context_length
-        length = max(LEAST, WINDOW // renewal.cycle)
+        length = max(MIN_ERRORS, WINDOW // renewal.cycle)
         self._errors = np.full((self._oldest + 1, horizon, length), np.nan)
         self._counts = np.zeros(self._errors.shape[:2], np.int64)
 
@@ -42,7 +42,7 @@ class Novelty:
             ages: age of the state when it made each forecast (pictures), [number of forecasts].
 
         Returns:
-            The novelty at horizons 1, 2, …; None at horizons with fewer than `LEAST` errors.
+            The novelty at horizons 1, 2, …; None at horizons with fewer than `MIN_ERRORS` errors.
         """
         horizons = np.arange(len(errors))
         phases = np.minimum(ages, self._oldest)
@@ -56,5 +56,5 @@ class Novelty:
         self._errors[phases, horizons, counts % length] = errors
         self._counts[phases, horizons] = counts + 1
         return tuple(
-            float(ratio) if count >= LEAST else None for ratio, count in zip(ratios, known.tolist(), strict=True)
+            float(ratio) if count >= MIN_ERRORS else None for ratio, count in zip(ratios, known.tolist(), strict=True)
         )

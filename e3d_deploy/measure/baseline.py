@@ -8,7 +8,7 @@ from typing import Any
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
-MOST_BYTES = 64_000_000
+MAX_BYTES = 64_000_000
 """Maximum size of a file that is read. Results have a few thousand bytes; a path given by mistake may be a video, or a
 device that never ends."""
 
@@ -24,12 +24,12 @@ def read_baseline(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is a folder; give a file that `e3d benchmark BUNDLE --json` printed")
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; make one with `e3d benchmark BUNDLE --json > {path}`") from error
     try:
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES / 1e6:.0f} MB")
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES / 1e6:.0f} MB")
         found = json.loads(content.decode())
         schema = found["schema"]
         conditions(found)

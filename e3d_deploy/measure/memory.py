@@ -15,8 +15,8 @@ from e3d_deploy.runtime.backends.registry import open_backend
 
 log = logging.getLogger(__name__)
 
-AT_MOST = 600
-"""Maximum time of the process (seconds)."""
+TIMEOUT_S = 600
+"""Maximum time of the process (s)."""
 
 
 def peak_alone(
@@ -29,7 +29,7 @@ def peak_alone(
     """
     request = json.dumps([str(bundle.path.absolute()), bundle.digest, name, list(what), renewal, threads])
     try:
-        found: int | None = json.loads(call_child(__name__, request, timeout_s=AT_MOST))
+        found: int | None = json.loads(call_child(__name__, request, timeout_s=TIMEOUT_S))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("peak memory of %s is unknown: %s", name, said.strip().splitlines()[-1])

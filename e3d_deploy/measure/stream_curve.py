@@ -24,7 +24,7 @@ HOW = (
     "the streams are batched into steps of the sizes that the backend supports, and these steps run one after another; "
     "the renewal sets the number of states per stream; the streams began at different frames"
 )
-MOST = 256
+MAX_STREAMS = 256
 """Maximum number of streams tried in the search."""
 
 
@@ -107,7 +107,7 @@ def stream_curve(
             known[streams] = point
 
     def answer(backend: Backend, known: dict[int, Point], goal: LatencyGoal) -> Answer:
-        return most_that_hold(backend.name, lambda streams: measure(streams, [backend])[0], goal, known)
+        return max_streams(backend.name, lambda streams: measure(streams, [backend])[0], goal, known)
 
     answers = [answer(*pair, goal) for pair in zip(backends, points, strict=True)] if goal else []
     return StreamCurves(
@@ -123,7 +123,7 @@ def stream_curve(
     )
 
 
-def most_that_hold(backend: str, measure: Callable[[int], Point], goal: LatencyGoal, known: dict[int, Point]) -> Answer:
+def max_streams(backend: str, measure: Callable[[int], Point], goal: LatencyGoal, known: dict[int, Point]) -> Answer:
     """Find the maximum number of streams that meet a latency goal.
 
     The search doubles the number until the goal is missed, and then bisects.
@@ -140,8 +140,8 @@ def most_that_hold(backend: str, measure: Callable[[int], Point], goal: LatencyG
     low = max((streams for streams in known if holds(streams)), default=0)
     above = [streams for streams in known if streams > low]
     high = min(above) if above else None
-    while high is None and low < MOST:
-        streams = min(max(1, 2 * low), MOST)
+    while high is None and low < MAX_STREAMS:
+        streams = min(max(1, 2 * low), MAX_STREAMS)
         if holds(streams):
             low = streams
         else:

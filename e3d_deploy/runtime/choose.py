@@ -21,7 +21,7 @@ from e3d_deploy.libraries import LIBRARIES
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
-from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, YARDSTICK, candidates, find
+from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, REFERENCE_BACKEND, candidates, find
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import default_renewal
 from e3d_deploy.runtime.verify import agrees
@@ -88,7 +88,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
         log.warning("backend %s: is the stored choice, but cannot be opened; choosing again (%s)", kept.backend, opened)
     backend, choice = _compare(bundle, threads)
     log.info("backend %s: %s", choice.backend, choice.reason)
-    if choice.backend == YARDSTICK and bundle.precision != "fp32":
+    if choice.backend == REFERENCE_BACKEND and bundle.precision != "fp32":
         log.warning("backend %s: computes in float32, not in the bundle's %s", choice.backend, bundle.precision)
     if file is not None:
         try:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LEAST_STACK_BYTES = 128 << 10
+MIN_STACK_BYTES = 128 << 10
 """Smallest stack of a thread with which every backend was tested to open and run (bytes).
 
 With half of this size, ONNX Runtime ends the process.
@@ -70,7 +70,7 @@ def check_stack(*, starts_thread: bool = False) -> None:
         starts_thread: check the stack of a thread that is about to start, and not that of this thread.
 
     Raises:
-        ResourceLimit: the stack is smaller than `LEAST_STACK_BYTES`.
+        ResourceLimit: the stack is smaller than `MIN_STACK_BYTES`.
     """
     if not starts_thread and threading.current_thread() is threading.main_thread():
         return
@@ -84,10 +84,10 @@ def check_stack(*, starts_thread: bool = False) -> None:
             for size in sizes:
                 threading.stack_size(size)
     [size] = sizes
-    if 0 < size < LEAST_STACK_BYTES:
+    if 0 < size < MIN_STACK_BYTES:
         raise ResourceLimit(
-            f"threading.stack_size: got {size >> 10} KiB, a step needs {LEAST_STACK_BYTES >> 10} KiB; call "
-            f"threading.stack_size({2 * LEAST_STACK_BYTES}) before threads are started"
+            f"threading.stack_size: got {size >> 10} KiB, a step needs {MIN_STACK_BYTES >> 10} KiB; call "
+            f"threading.stack_size({2 * MIN_STACK_BYTES}) before threads are started"
         )
 
 

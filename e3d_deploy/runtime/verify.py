@@ -17,7 +17,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.contrast import MIN_STEP, why_unfit_to_verify
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
-from e3d_deploy.policies import EXACT_DIFFERENCE, MOST_ROUNDING, PICTURE_RANGE, ROUNDING, Budget
+from e3d_deploy.policies import EXACT_DIFFERENCE, MAX_ROUNDING, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
 
@@ -263,7 +263,7 @@ def _why_unproved(
     """Return why a wrong backend could agree with these predictions too, and a remedy; None if it could not."""
     if yardstick is not None and backend.name == yardstick.name:
         return f"{backend.name} was compared with itself; give another --backend, or --against reference"
-    if not math.isinf(budget) and ROUNDING * rounding > MOST_ROUNDING:
+    if not math.isinf(budget) and ROUNDING * rounding > MAX_ROUNDING:
         return (
             f"rounding errors alone change the predictions of PyTorch by {rounding:.1e}, and the range of a picture is "
             f"{PICTURE_RANGE:g}, so the comparison means nothing; export another model, or one trained with a "

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
-from e3d_deploy.data.form import MOST_PIXELS
+from e3d_deploy.data.form import MAX_PIXELS
 from e3d_deploy.serve.answers import Problem
 
-MOST_PIXELS_IN_ALL = 500_000_000
+MAX_PIXELS_IN_ALL = 500_000_000
 """Maximum total number of pixels in the pictures of one request; small files may decode to huge pictures."""
-MOST_DIRECTORY_BYTES = 65_536
+MAX_DIRECTORY_BYTES = 65_536
 """Maximum size of the central directory of a .npz file (bytes)."""
 UNPACKED = 4
 """Maximum total size of the arrays in a .npz file, as a multiple of the upload limit."""
@@ -71,11 +71,11 @@ def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]
         with path.open("wb") as copy:
             shutil.copyfileobj(file.file, copy)
         pixels += _check(path, name, most_bytes)
-        if pixels > MOST_PIXELS_IN_ALL:
+        if pixels > MAX_PIXELS_IN_ALL:
             raise Problem(
                 422,
                 "pixels",
-                f"{name}: the pictures have more than {MOST_PIXELS_IN_ALL:,} pixels in total; send smaller pictures",
+                f"{name}: the pictures have more than {MAX_PIXELS_IN_ALL:,} pixels in total; send smaller pictures",
             )
         saved.append(Upload(path, name))
     return saved
@@ -125,7 +125,7 @@ def _check_archive(path: Path, name: str, most_bytes: int) -> None:
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) - end < 22 or tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
         raise damaged  # a 64-bit directory is needed only for archives larger than any upload
-    if int.from_bytes(tail[end + 12 : end + 16], "little") > MOST_DIRECTORY_BYTES:
+    if int.from_bytes(tail[end + 12 : end + 16], "little") > MAX_DIRECTORY_BYTES:
         raise Problem(422, "bomb", f"{name}: contains too many arrays; save only the frames")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -137,10 +137,8 @@ def _check_archive(path: Path, name: str, most_bytes: int) -> None:
 
 
 def _check_pixels(name: str, width: int, height: int) -> None:
-    if math.prod((width, height)) > MOST_PIXELS:
-        raise Problem(
-            422, "pixels", f"{name}: has {width} × {height} pixels, expected at most {MOST_PIXELS:,} in total"
-        )
+    if math.prod((width, height)) > MAX_PIXELS:
+        raise Problem(422, "pixels", f"{name}: has {width} × {height} pixels, expected at most {MAX_PIXELS:,} in total")
 
 
 def _picture_size(path: Path, name: str) -> tuple[int, int]:
@@ -151,7 +149,7 @@ def _picture_size(path: Path, name: str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Problem(422, "pixels", f"{name}: has too many pixels, expected at most {MOST_PIXELS:,}") from error
+        raise Problem(422, "pixels", f"{name}: has too many pixels, expected at most {MAX_PIXELS:,}") from error
     except Exception as error:  # Pillow's readers raise many types of exceptions
         raise Problem(422, "unreadable", f"{name}: unsupported or damaged picture") from error
 

@@ -12,7 +12,7 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify
 
-MOST_OFFERS = 1000
+MAX_OFFERS = 1000
 """Maximum number of sources that the page lists."""
 ANY = Form(image_size=(16, 16), channels=1)
 """Arbitrary form for a test that a file plays; every video can be converted to every form."""
@@ -38,11 +38,11 @@ def offers_of(texts: Sequence[str], remark: Notify) -> tuple[Offer, ...]:
 
     Raises:
         ClipError: a path does not exist, a file does not play, or a folder contains no video.
-        ConfigError: an address is invalid, a text is `-`, or there are more than `MOST_OFFERS` sources.
+        ConfigError: an address is invalid, a text is `-`, or there are more than `MAX_OFFERS` sources.
     """
     found = [pair for text in texts for pair in _offered(text, remark)]
-    if len(found) > MOST_OFFERS:
-        raise ConfigError(f"--source: got {len(found)} sources, expected at most {MOST_OFFERS}; give fewer folders")
+    if len(found) > MAX_OFFERS:
+        raise ConfigError(f"--source: got {len(found)} sources, expected at most {MAX_OFFERS}; give fewer folders")
     return tuple(Offer(id=str(number), name=name, address=address) for number, (name, address) in enumerate(found, 1))
 
 

@@ -12,7 +12,7 @@ from e3d_deploy.serve.answers import Problem, answers
 from e3d_deploy.serve.checks import ARRAYS, save
 from e3d_deploy.serve.predict import MEDIA_TYPES, PredictOptions, predict
 from e3d_deploy.serve.service import Service
-from e3d_deploy.serve.uploads import MOST_PICTURES, check_fields, files_of, form_of
+from e3d_deploy.serve.uploads import MAX_PICTURES, check_fields, files_of, form_of
 
 REFUSALS = answers(400, 408, 413, 415, 422, 429, 500, 503)
 """OpenAPI description of the error responses to a request with files."""
@@ -77,12 +77,12 @@ def predict_routes(service: Service) -> APIRouter:
                 "horizon": {"type": "integer", "minimum": 1, "maximum": most},
                 "format": {"type": "string", "enum": list(MEDIA_TYPES)},
             },
-            most_files=MOST_PICTURES,
+            most_files=MAX_PICTURES,
         ),
     )
     async def predictions(request: Request) -> Response:
         with service.working():
-            async with form_of(request, most_bytes, most_files=MOST_PICTURES) as form:
+            async with form_of(request, most_bytes, most_files=MAX_PICTURES) as form:
                 options = _options_of(check_fields(form, ("horizon", "format")), most)
                 files = files_of(form)
 

@@ -20,7 +20,7 @@ from e3d_deploy.serve.answers import Problem, problem_of
 from e3d_deploy.serve.checks import ARRAYS, PICTURES, Upload, names_for
 from e3d_deploy.serve.service import Service
 
-MOST_FRAMES = 10_000
+MAX_FRAMES = 10_000
 """Maximum number of frames in a video; its last frames are the context."""
 DECODING_S = 60.0
 """Maximum time for decoding a video (s)."""
@@ -98,8 +98,8 @@ def _last_pictures(
     kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
     length, until_s = 0, time.monotonic() + DECODING_S
     for length, picture in enumerate(pictures, 1):
-        if length > MOST_FRAMES:
-            raise Problem(422, "length", f"{name}: has more than {MOST_FRAMES:,} frames; send only its end")
+        if length > MAX_FRAMES:
+            raise Problem(422, "length", f"{name}: has more than {MAX_FRAMES:,} frames; send only its end")
         if service.closed:  # otherwise the exit of the process would wait for this thread
             raise Problem(503, "stopping", "the server is shutting down", retry=True)
         if time.monotonic() > until_s:

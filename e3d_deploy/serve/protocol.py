@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 SUBPROTOCOL = "e3d.v1"
 """WebSocket subprotocol that clients request: the name and version of this protocol."""
-MOST_TEXT = 4096
+MAX_TEXT = 4096
 """Maximum length of a text message of a client (characters)."""
 LENGTH = struct.Struct("<I")
 """Format of the first field of a binary message: the length of its header (bytes)."""
@@ -67,8 +67,8 @@ def parse(text: str) -> Open | SetHorizon | Order:
     Raises:
         Refused: the text is too long, or is not a valid message.
     """
-    if len(text) > MOST_TEXT:
-        raise Refused(TOO_LARGE, "too_large", f"got a message of {len(text)} characters, expected at most {MOST_TEXT}")
+    if len(text) > MAX_TEXT:
+        raise Refused(TOO_LARGE, "too_large", f"got a message of {len(text)} characters, expected at most {MAX_TEXT}")
     try:
         return _MESSAGES.validate_json(text)
     except (ValidationError, UnicodeEncodeError) as error:

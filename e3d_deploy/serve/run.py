@@ -131,7 +131,7 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # the address of a client is not used
-        limit_concurrency=service.most_connections,  # does not include WebSockets, which `websocket` limits
+        limit_concurrency=service.max_connections,  # does not include WebSockets, which `websocket` limits
         timeout_graceful_shutdown=GRACE_S,
         **tls,
     )

@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 WORKERS = 2
 """Number of threads that store uploads and compute predictions."""
-MOST_REQUESTS = 8
+MAX_REQUESTS = 8
 """Maximum number of concurrent uploads and predictions; further requests get status 429."""
-CONNECTIONS, LEAST_CONNECTIONS = 4, 64
+CONNECTIONS, MIN_CONNECTIONS = 4, 64
 """Allowed connections per allowed session, and the minimum of their total."""
 DRAIN_S = 10.0
 """Maximum time for running predictions and sessions to end when the server stops (s)."""
@@ -57,11 +57,11 @@ class Service:
             max_streams=settings.max_sessions,
             memory_limit_bytes=settings.memory_limit_bytes,
         )
-        self.clips = Clips(most_bytes=MOST_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
+        self.clips = Clips(most_bytes=MAX_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
         self.meters.clips.set_function(lambda: len(self.clips))
         self.picture_bytes = math.prod(self.form.shape)
         """Size of a webcam picture (bytes)."""
-        self.message_bytes = max(self.picture_bytes, 4 * protocol.MOST_TEXT)
+        self.message_bytes = max(self.picture_bytes, 4 * protocol.MAX_TEXT)
         """Maximum size of a message of a viewer (bytes); a character has at most four bytes."""
         self.stopping = False
         """True once the server refuses new work."""
@@ -70,7 +70,7 @@ class Service:
         self._drained_s: float | None = None
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
-        self.most_connections = max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions)
+        self.max_connections = max(MIN_CONNECTIONS, CONNECTIONS * settings.max_sessions)
         """Maximum number of HTTP connections, and of WebSockets."""
         self.connections = 0
         """Number of open WebSockets; changed only on the event loop."""
@@ -146,12 +146,12 @@ class Service:
         """Count an upload or prediction as running while the block runs.
 
         Raises:
-            Problem: `MOST_REQUESTS` are running, or the server is shutting down.
+            Problem: `MAX_REQUESTS` are running, or the server is shutting down.
         """
         with self._lock:
             if self.stopping:
                 raise Problem(503, "stopping", "the server is shutting down", retry=True)
-            if self._requests >= MOST_REQUESTS:
+            if self._requests >= MAX_REQUESTS:
                 raise Problem(429, "busy", f"{self._requests} requests are in progress; retry later", retry=True)
             self._requests += 1
         try:

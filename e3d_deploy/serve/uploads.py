@@ -13,7 +13,7 @@ from e3d_deploy.serve.answers import Problem
 
 UPLOAD_S = 120.0
 """Maximum time of an upload (s)."""
-MOST_PICTURES = 256
+MAX_PICTURES = 256
 """Maximum number of pictures in one request."""
 FORM_OVERHEAD_BYTES = 65_536
 """Allowance for the parts of a request other than its files: names, fields and boundaries (bytes)."""

@@ -102,7 +102,7 @@ class Connection:
         """
         if not origin_allowed(HTTPConnection(self.websocket.scope).headers, self.service.settings):
             raise Refused(protocol.FORBIDDEN, "origin", "pages of other origins may not use this server")
-        if self.service.connections > self.service.most_connections:
+        if self.service.connections > self.service.max_connections:
             raise Refused(protocol.TOO_MANY, "full", "too many connections are open")
         try:
             async with asyncio.timeout(OPEN_S):

@@ -7,7 +7,7 @@ from typing import Any
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
 
-MOST_PATCHES = 1024
+MAX_PATCHES = 1024
 """Maximum number of patches per frame with a suggested patch size; the work of recall grows with its square."""
 
 
@@ -36,7 +36,7 @@ def size_arguments(preset: str, image_size: tuple[int, int]) -> tuple[str, ...]:
 
 
 def fitting_patch(image_size: tuple[int, int], *, at_most: int) -> int | None:
-    """Return a patch size that divides a frame into at most `MOST_PATCHES` patches.
+    """Return a patch size that divides a frame into at most `MAX_PATCHES` patches.
 
     Args:
         image_size: height and width of a frame (pixels).
@@ -48,6 +48,6 @@ def fitting_patch(image_size: tuple[int, int], *, at_most: int) -> int | None:
     height, width = image_size
     both = math.gcd(height, width)
     sides = [side for side in range(1, both + 1) if both % side == 0]
-    few = [side for side in sides if height * width / side**2 <= MOST_PATCHES]
+    few = [side for side in sides if height * width / side**2 <= MAX_PATCHES]
     smaller = [side for side in few if side <= at_most]
     return max(smaller) if smaller else min(few, default=None)

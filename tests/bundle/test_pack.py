@@ -239,7 +239,7 @@ def test_an_engine_that_changes_while_it_is_packed_is_not_packed(with_engine: Bu
 def test_a_bundle_too_large_for_an_archive_is_said_so(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack_module, "MOST_BYTES", 1000)
+    monkeypatch.setattr(pack_module, "MAX_BYTES", 1000)
     with pytest.raises(BundleError, match="an archive can hold 1,000; copy the folder"):
         pack(Bundle.open(bundle_path), tmp_path / "a.zip")
 
@@ -378,7 +378,7 @@ def test_a_manifest_with_wrong_values_is_refused(packed: Path, changes: dict[str
 
 
 def test_a_manifest_beyond_all_measure_is_not_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_module, "MOST_MANIFEST_BYTES", 100)
+    monkeypatch.setattr(pack_module, "MAX_MANIFEST_BYTES", 100)
     refused(packed, r"its manifest\.json has [\d,]+ bytes")
 
 
@@ -659,7 +659,7 @@ print("begun", flush=True)
 
 def test_sizes_that_archives_are_made_for() -> None:
     """No file within the limit makes zipfile write zip64 headers, which it does from 1/1.05 of the zip limit on."""
-    assert archive.MOST_BYTES * 1.05 < zipfile.ZIP64_LIMIT
+    assert archive.MAX_BYTES * 1.05 < zipfile.ZIP64_LIMIT
 
 
 def test_progress_names_files_and_shares(bundle_path: Path, tmp_path: Path) -> None:

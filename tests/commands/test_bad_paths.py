@@ -14,7 +14,7 @@ from e3d_deploy.errors import BundleError, BundleMissing, CheckpointError, Check
 from e3d_deploy.files import scratch_folder
 from e3d_deploy.measure.profile import profile
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends.registry import MOST_THREADS
+from e3d_deploy.runtime.backends.registry import MAX_THREADS
 from tests.tools import e3d
 
 PLACES = {
@@ -185,11 +185,11 @@ def test_a_folder_as_a_baseline_is_refused(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "limit"),
     [
-        ("predict {bundle} {bundle} -o new.npz --threads 1000", f"threads: got more than {MOST_THREADS}"),
-        ("verify {bundle} --threads 1000", f"threads: got more than {MOST_THREADS}"),
-        ("benchmark {bundle} --threads 100000", f"threads: got more than {MOST_THREADS}"),
-        ("profile {bundle} --threads 100000", f"threads: got more than {MOST_THREADS}"),
-        ("doctor --threads 1000", f"threads: got more than {MOST_THREADS}"),
+        ("predict {bundle} {bundle} -o new.npz --threads 1000", f"threads: got more than {MAX_THREADS}"),
+        ("verify {bundle} --threads 1000", f"threads: got more than {MAX_THREADS}"),
+        ("benchmark {bundle} --threads 100000", f"threads: got more than {MAX_THREADS}"),
+        ("profile {bundle} --threads 100000", f"threads: got more than {MAX_THREADS}"),
+        ("doctor --threads 1000", f"threads: got more than {MAX_THREADS}"),
         ("evaluate {bundle} --horizon 100000", "got 100000, expected a whole number from 1 to 10,000"),
         ("evaluate {bundle} --context 0", "got 0, expected a whole number from 1 to 10,000"),
         ("evaluate {bundle} --most 10000000", "got 10000000, expected a whole number from 1 to 1,000,000"),

@@ -23,7 +23,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live import sinks, workers
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.novelty import LEAST
+from e3d_deploy.live.novelty import MIN_ERRORS
 from e3d_deploy.live.worker import SourceWorker
 from tests.commands.test_broken_source import broken
 from tests.data.test_data import gray_levels, write_video
@@ -101,7 +101,7 @@ def test_novelty_becomes_a_number_once_enough_errors_are_known(bundle: Path, tmp
     rng = np.random.default_rng(0)
     film = write_video(tmp_path / "film.mkv", rng.integers(0, 256, (40, *SIZE), np.uint8))
     seen = lines(e3d("stream", bundle, film, *QUICK, "--renewal", "none", "--jsonl", "-").stdout)
-    assert seen[LEAST]["novelty"] == [None, None]
+    assert seen[MIN_ERRORS]["novelty"] == [None, None]
     assert all(0 < novelty < 10 for novelty in seen[-1]["novelty"])
 
 

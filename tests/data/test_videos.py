@@ -912,6 +912,6 @@ def test_a_header_with_frames_beyond_the_limit_is_named(tmp_path: Path, monkeypa
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
         for packet in (*stream.encode(av.VideoFrame(96, 64, "yuv420p")), *stream.encode(None)):
             container.mux(packet)
-    monkeypatch.setattr(videos, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(videos, "MAX_PIXELS", 1000)
     with pytest.raises(ClipError, match="has frames of 64×96, expected at most 1,000 pixels; scale it"):
         play(tmp_path / "large.mkv", form())

@@ -7,7 +7,7 @@ import pytest
 
 from e3d_deploy import runtime
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.novelty import FLOOR, LEAST, Novelty
+from e3d_deploy.live.novelty import FLOOR, MIN_ERRORS, Novelty
 from e3d_deploy.runtime.renewal import Renewal
 
 DRIFT = 0.1
@@ -24,7 +24,7 @@ def scores(novelty: Novelty, errors: list[float], ages: list[int]) -> list[float
 def test_usual_errors_score_one_and_unusual_ones_their_ratio() -> None:
     novelty = Novelty(1, Renewal("none", context_length=1))
     usual = scores(novelty, [0.01] * 20, [9] * 20)
-    assert usual == [None] * LEAST + [1.0] * (20 - LEAST)
+    assert usual == [None] * MIN_ERRORS + [1.0] * (20 - MIN_ERRORS)
     assert scores(novelty, [0.05], [9]) == [5.0]
 
 
@@ -53,7 +53,7 @@ def test_ages_of_a_refresh_have_separate_medians() -> None:
 
 def test_each_horizon_has_its_own_median() -> None:
     novelty = Novelty(2, Renewal("none", context_length=1))
-    for _ in range(LEAST):
+    for _ in range(MIN_ERRORS):
         novelty.score(np.array([0.01, 0.04]), np.array([5, 5]))
     assert novelty.score(np.array([0.02, 0.04]), np.array([5, 5])) == (2.0, 1.0)
 
@@ -69,7 +69,7 @@ def test_novelty_of_a_still_scene_does_not_vary_with_the_renewal(horizon: int, e
         follower = Follower(
             predictor.stream(renewal="refresh:2"), predictor.config, horizon=horizon, renewal=renewal
         )  # fmt: skip
-        for number in range(12 * LEAST + renewal.warm_up):
+        for number in range(12 * MIN_ERRORS + renewal.warm_up):
             judged = follower.see(scene)
             if len(judged.novelty) == horizon and judged.novelty[-1] is not None:
                 errors.append(judged.errors[-1])
@@ -86,7 +86,7 @@ def test_still_scene_scores_one_if_the_age_of_the_state_does_not_vary(renewal: s
     with runtime.load(exported / "tiny.e3d", "onnxruntime") as predictor:
         found = predictor.renewal(renewal)
         follower = Follower(predictor.stream(renewal=renewal), predictor.config, horizon=3, renewal=found)
-        last = [follower.see(scene) for _ in range(6 * LEAST)][-1]
+        last = [follower.see(scene) for _ in range(6 * MIN_ERRORS)][-1]
     assert last.novelty == pytest.approx((1.0, 1.0, 1.0), abs=DRIFT)
 
 

@@ -25,7 +25,7 @@ from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.environment import PACKAGES
 from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Answer, Point
-from e3d_deploy.measure.stream_curve import MOST, LatencyGoal, most_that_hold, portions, stream_curve
+from e3d_deploy.measure.stream_curve import MAX_STREAMS, LatencyGoal, max_streams, portions, stream_curve
 from e3d_deploy.measure.tasks import Task, make_task
 from e3d_deploy.measure.timing import PATIENCE, Block, Runner, blocks_in_turn, median_interval, summary
 from e3d_deploy.runtime import Bundle
@@ -281,12 +281,12 @@ def point_of(streams: int, ms: float) -> Point:
         (4.0, LatencyGoal(1000, 30), (8, False)),  # a round must not take longer than the time between two frames
         (4.0, LatencyGoal(10, 30), (2, False)),
         (40.0, LatencyGoal(33, 30), (0, False)),
-        (0.01, LatencyGoal(33, 30), (MOST, True)),
+        (0.01, LatencyGoal(33, 30), (MAX_STREAMS, True)),
     ],
 )
 def test_the_maximum_number_of_streams_is_found(ms: float, goal: LatencyGoal, expected: tuple[int, bool]) -> None:
     known: dict[int, Point] = {}
-    answer = most_that_hold("a", lambda streams: point_of(streams, ms * streams), goal, known)
+    answer = max_streams("a", lambda streams: point_of(streams, ms * streams), goal, known)
     assert (answer.streams, answer.at_least) == expected
     assert answer.at == known.get(expected[0])
     assert answer.beyond == (None if expected[1] else known[expected[0] + 1])
@@ -300,7 +300,7 @@ def test_measured_points_are_not_measured_again() -> None:
         asked.append(streams)
         return point_of(streams, 4.0 * streams)
 
-    assert most_that_hold("a", measure, LatencyGoal(33, 30), known).streams == 8
+    assert max_streams("a", measure, LatencyGoal(33, 30), known).streams == 8
     assert asked == [10, 7, 8, 9]
 
 
@@ -358,10 +358,9 @@ def test_an_answer_is_one_line() -> None:
         answer_line(answer, 33, 30)
         == "a: streams at 30 frames/s with p99 ≤ 33 ms: 2, with p99 20.00 ms; with 3 streams, p99 is 40.00 ms"
     )
-    most = replace(answer, streams=MOST, at_least=True, beyond=None)
-    assert (
-        answer_line(most, 33, 30) == f"a: streams at 30 frames/s with p99 ≤ 33 ms: at least {MOST}, with p99 20.00 ms"
-    )
+    most = replace(answer, streams=MAX_STREAMS, at_least=True, beyond=None)
+    asked = "a: streams at 30 frames/s with p99 ≤ 33 ms"
+    assert answer_line(most, 33, 30) == f"{asked}: at least {MAX_STREAMS}, with p99 20.00 ms"
 
 
 def result_of(**ms: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from e3d_deploy import runtime
 from e3d_deploy.errors import BundleError, ConfigError, ResourceLimit
 from e3d_deploy.runtime import Bundle, Predictor
-from e3d_deploy.runtime.backends.registry import MOST_THREADS, check_threads, open_backend
+from e3d_deploy.runtime.backends.registry import MAX_THREADS, check_threads, open_backend
 from e3d_deploy.runtime.backends.specs import BACKENDS, register
 from tests.fake_backend import FakeBackend
 from tests.toy_backend import TOY
@@ -24,7 +24,7 @@ MISTAKES = {
     "infinity": np.inf,
     "text": "2",
     "huge": 10**400,
-    "more than there are": MOST_THREADS + 1,
+    "more than there are": MAX_THREADS + 1,
 }
 
 
@@ -51,7 +51,7 @@ def test_open_backend_refuses_such_threads_too(any_batch: Path) -> None:
 
 
 def test_numbers_of_threads_that_can_be() -> None:
-    assert [check_threads(threads) for threads in (None, 1, np.int64(2), MOST_THREADS)] == [None, 1, 2, MOST_THREADS]
+    assert [check_threads(threads) for threads in (None, 1, np.int64(2), MAX_THREADS)] == [None, 1, 2, MAX_THREADS]
 
 
 @pytest.mark.parametrize("path", [None, b"model.e3d", 3, 1.5, ["model.e3d"], "model\0.e3d", "\ud800.e3d"])

@@ -11,7 +11,7 @@ import pytest
 
 from e3d_deploy.errors import ResourceLimit
 from e3d_deploy.runtime.backends.specs import find, has_libraries
-from e3d_deploy.runtime.process import LEAST_STACK_BYTES, check_stack
+from e3d_deploy.runtime.process import MIN_STACK_BYTES, check_stack
 from tests.fake_backend import FakeBackend, predictor_of
 
 IN_A_THREAD = """
@@ -45,26 +45,26 @@ def stack_size() -> Iterator[None]:
 def test_backends_run_in_threads_with_the_least_stack(name: str, exported: Path) -> None:
     if not has_libraries(find(name)):
         pytest.skip(f"{name} is not installed")
-    command = [sys.executable, "-c", IN_A_THREAD, str(exported / "tiny.e3d"), name, str(LEAST_STACK_BYTES)]
+    command = [sys.executable, "-c", IN_A_THREAD, str(exported / "tiny.e3d"), name, str(MIN_STACK_BYTES)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "(3, 16, 24, 1)"), done.stderr
 
 
 def test_a_stack_that_is_too_small_is_refused(stack_size: None) -> None:
     check_stack(starts_thread=True)
-    threading.stack_size(LEAST_STACK_BYTES // 2)
+    threading.stack_size(MIN_STACK_BYTES // 2)
     check_stack()  # passes in the main thread, whose stack the system sets
     with pytest.raises(ResourceLimit, match="64 KiB, a step needs 128 KiB"):
         check_stack(starts_thread=True)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ResourceLimit):
         pool.submit(check_stack).result()
-    threading.stack_size(LEAST_STACK_BYTES)
+    threading.stack_size(MIN_STACK_BYTES)
     check_stack(starts_thread=True)
 
 
 def test_streams_are_not_opened_on_a_stack_that_is_too_small(stack_size: None) -> None:
     predictor = predictor_of(FakeBackend())
-    threading.stack_size(LEAST_STACK_BYTES // 2)
+    threading.stack_size(MIN_STACK_BYTES // 2)
     predictor.stream()
     with pytest.raises(ResourceLimit, match="a step needs 128 KiB"):
         predictor.streams()

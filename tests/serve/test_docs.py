@@ -84,7 +84,7 @@ def test_close_codes_and_their_errors_are_described() -> None:
     described = {int(row[0]): words(row[1]) for row in table("close code")}
     assert {code: errors for code, errors in described.items() if errors} == found
     codes = {value for value in vars(protocol).values() if type(value) is int and value in range(1000, 5000)}
-    assert described.keys() == (codes | CLOSED_BY_UVICORN) - {protocol.MOST_TEXT}
+    assert described.keys() == (codes | CLOSED_BY_UVICORN) - {protocol.MAX_TEXT}
 
 
 def test_codes_of_errors_are_described() -> None:

@@ -192,7 +192,7 @@ def test_predictions_count_as_sessions(serve: Serve) -> None:
 
 
 def test_too_many_requests_get_status_429(serve: Serve, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "MOST_REQUESTS", 1)
+    monkeypatch.setattr(service_module, "MAX_REQUESTS", 1)
     served = serve()
     backend.gate.clear()
     answers: list[httpx.Response] = []
@@ -241,7 +241,7 @@ def test_decoding_a_long_clip_is_aborted_when_the_server_stops(
             decoded.set()
             yield FRAMES[0]
 
-    monkeypatch.setattr(predict_module, "MOST_FRAMES", 10**12)
+    monkeypatch.setattr(predict_module, "MAX_FRAMES", 10**12)
     monkeypatch.setattr(
         predict_module, "play", lambda *_, **__: SimpleNamespace(pictures=endless(), frames_per_second=10)
     )

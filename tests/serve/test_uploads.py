@@ -195,7 +195,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(client: httpx.Cli
 def test_pictures_with_too_many_pixels_in_total_are_refused(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "MOST_PIXELS_IN_ALL", 199)
+    monkeypatch.setattr(checks, "MAX_PIXELS_IN_ALL", 199)
     files = [("clip", (f"{number}.png", png(10, 10))) for number in range(2)]
     answer = client.post("/v1/predict", files=files)
     assert problem(answer) == (422, "pixels")
@@ -220,7 +220,7 @@ def test_a_gif_of_too_many_pixels_is_refused(client: httpx.Client) -> None:
 def test_a_video_that_is_too_long_is_refused(
     client: httpx.Client, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("e3d_deploy.serve.predict.MOST_FRAMES", 39)
+    monkeypatch.setattr("e3d_deploy.serve.predict.MAX_FRAMES", 39)
     assert problem(post(client, video.read_bytes())) == (422, "length")
 
 
@@ -232,7 +232,7 @@ def test_a_video_that_takes_too_long_to_decode_is_refused(
 
 
 def test_a_video_of_absurd_size_is_refused(client: httpx.Client, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "MOST_PIXELS", 31)
+    monkeypatch.setattr(checks, "MAX_PIXELS", 31)
     assert problem(post(client, video.read_bytes())) == (422, "pixels")
     assert problem(post(client, video.read_bytes(), path="/v1/clips")) == (422, "pixels")
 

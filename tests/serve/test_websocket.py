@@ -22,7 +22,7 @@ from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import connections, run, websocket
-from e3d_deploy.serve.protocol import MOST_TEXT
+from e3d_deploy.serve.protocol import MAX_TEXT
 from e3d_deploy.serve.run import Running
 from tests.data.live.peers import wait_until
 from tests.fake_backend import FakeBackend, alone
@@ -320,7 +320,7 @@ def test_a_first_message_that_does_not_open_is_refused(serve: Serve) -> None:
 def test_a_text_that_is_too_long_closes_with_4413(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open()
-        viewer.socket.send(json.dumps({"type": "pause", "more": "x" * MOST_TEXT}))
+        viewer.socket.send(json.dumps({"type": "pause", "more": "x" * MAX_TEXT}))
         assert viewer.end()[1] == 4413
 
 
@@ -377,7 +377,7 @@ def test_a_session_above_the_limit_closes_with_4429_until_another_one_ends(serve
 
 def test_connections_without_a_session_are_limited(serve: Serve) -> None:
     served = serve()
-    served.service.most_connections = 2
+    served.service.max_connections = 2
     with Viewer(served), Viewer(served):
         wait_until(lambda: served.service.connections == 2)
         with Viewer(served) as third:

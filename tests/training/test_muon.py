@@ -20,7 +20,7 @@ GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 
 BFLOAT16 = 0.03
 """Maximum relative difference from PyTorch's Muon, which rounds to bfloat16 (measured: 0.012)."""
 
-LEAST, MOST = 0.6, 1.3
+SMALLEST, LARGEST = 0.6, 1.3
 """Range of the singular values after five rounds (measured: 0.69 to 1.13)."""
 ALIGNED = 1e-5
 """Maximum entry off the diagonal, between the singular vectors before and after (measured: 1.2e-6)."""
@@ -32,7 +32,7 @@ def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape)
     found = orthogonal(matrices)
     values = torch.linalg.svdvals(found)
-    assert LEAST < values.min() < values.max() < MOST
+    assert SMALLEST < values.min() < values.max() < LARGEST
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     aligned = u.mT @ found @ v.mT  # the singular vectors do not change, so this is diagonal
     torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), rtol=0, atol=ALIGNED)

@@ -14,7 +14,7 @@ SCHEMES = ("rtsp", "rtsps", "http", "https")
 CAMERA = re.compile(r"/dev/video\d+")
 LARGEST = (4320, 8192)
 """Height and width of the largest picture of a live source (pixels). Other shapes of as many pixels are allowed."""
-MOST_PIXELS = LARGEST[0] * LARGEST[1]
+MAX_PIXELS = LARGEST[0] * LARGEST[1]
 """Maximum number of pixels in a picture of a live source."""
 
 Kind = Literal["file", "camera", "network", "stdin"]
@@ -130,7 +130,7 @@ def _checked(raw: tuple[int, int, int] | None) -> tuple[int, int, int]:
     H, W, C = raw
     if C not in (1, 3):
         raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the frames")
-    if H < 1 or W < 1 or H * W > MOST_PIXELS:
+    if H < 1 or W < 1 or H * W > MAX_PIXELS:
         most = "×".join(map(str, LARGEST))
         raise ConfigError(f"raw: got {H}×{W} pixels, expected 1×1 to {most}; check --raw, or scale the frames")
     return H, W, C

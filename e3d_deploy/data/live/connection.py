@@ -5,7 +5,7 @@ from threading import Thread
 
 from e3d_deploy.data.live.address import Address
 from e3d_deploy.data.live.bounded_queue import BoundedQueue, Ended
-from e3d_deploy.data.live.decoding import MOST, Decoded, Facts, decode, facts_of
+from e3d_deploy.data.live.decoding import MAX_SIZE, Decoded, Facts, decode, facts_of
 from e3d_deploy.data.live.network import open_container
 from e3d_deploy.data.live.source_problem import REACH, SourceProblem, problem_of
 
@@ -38,7 +38,7 @@ class Connection:
         facts = self._facts.take(self.silence_s)
         if facts is None:
             reason = f"sent no picture that can be decoded within {self.silence_s:g} s"
-            raise SourceProblem(reason, f"{REACH}; pictures may have at most {MOST} pixels")
+            raise SourceProblem(reason, f"{REACH}; pictures may have at most {MAX_SIZE} pixels")
         return facts
 
     def frames(self) -> Iterator[Decoded]:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from e3d_deploy.data.live.address import LARGEST, MOST_PIXELS, Address
+from e3d_deploy.data.live.address import LARGEST, MAX_PIXELS, Address
 from e3d_deploy.data.live.source_problem import SourceProblem
-from e3d_deploy.data.rate import MOST_RATE
+from e3d_deploy.data.rate import MAX_RATE
 
 if TYPE_CHECKING:
     import av
 
-MOST = "×".join(map(str, LARGEST))
+MAX_SIZE = "×".join(map(str, LARGEST))
 """Height and width of the largest picture, as text for messages."""
 UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
 """FFmpeg demuxers that invent timestamps and frame rates, because their formats have none."""
-MOST_DAMAGED = 250
+MAX_DAMAGED = 250
 """Maximum number of consecutive packets without a picture before reading of a live source fails."""
 INDEX_FIRST = (
     "make its server support range requests, or move its index to the start with "
@@ -63,13 +63,13 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
     codec = stream.codec_context
     if codec is None:
         raise SourceProblem("its codec is not supported", "make it send H.264 or MJPEG", is_final=True)
-    if codec.width * codec.height > MOST_PIXELS:
+    if codec.width * codec.height > MAX_PIXELS:
         size = f"{codec.height}×{codec.width}"
-        reason = f"has pictures of {size} pixels, expected at most {MOST}"
+        reason = f"has pictures of {size} pixels, expected at most {MAX_SIZE}"
         raise SourceProblem(reason, "lower its resolution", is_final=True)
     if not codec.width:
         raise _undecodable()
-    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    codec.options = {"max_pixels": str(MAX_PIXELS)}
     is_live = address.is_live or (container.duration is None and container.size <= 0)
     # Decoding frames in parallel threads delays the output by one frame per thread.
     stream.thread_type = "SLICE" if is_live else "AUTO"
@@ -83,7 +83,7 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
 
 
 def _rate(stream: Any) -> float | None:
-    rates = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= MOST_RATE)
+    rates = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= MAX_RATE)
     return next((float(rate) for rate in rates), None)
 
 
@@ -94,7 +94,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         is_wanted: called before each packet; decoding stops when it returns False.
 
     Raises:
-        SourceProblem: the source is lost; a file is damaged or ends early; or `MOST_DAMAGED` packets in a row of a live
+        SourceProblem: the source is lost; a file is damaged or ends early; or `MAX_DAMAGED` packets in a row of a live
             source give no picture.
     """
     number, damaged = 0, 0
@@ -120,7 +120,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         is_whole = 0 < stream.frames <= number
         if reason is not None and not is_whole:
             raise _broken(number, stream, reason)
-        if damaged == MOST_DAMAGED and facts.is_live:
+        if damaged == MAX_DAMAGED and facts.is_live:
             raise _undecodable()
     if not facts.is_live and number < stream.frames:
         raise _broken(number, stream, "its end is missing")
@@ -152,7 +152,7 @@ def _frames(stream: Any, packet: Any) -> tuple[list["av.VideoFrame"], str | None
 
 def _undecodable() -> SourceProblem:
     return SourceProblem(
-        f"sends pictures that cannot be decoded, or that are larger than {MOST} pixels",
+        f"sends pictures that cannot be decoded, or that are larger than {MAX_SIZE} pixels",
         "check its codec, or lower its resolution",
         is_final=True,
     )

@@ -4,7 +4,7 @@ import os
 import ssl
 from typing import Any
 
-from e3d_deploy.data.live.address import MOST_PIXELS, Address
+from e3d_deploy.data.live.address import MAX_PIXELS, Address
 
 PROTOCOLS = "rtsp,rtp,udp,tcp,tls,http,https,crypto,httpproxy"
 """Protocols that a source may use, also after a redirect. `file` is excluded: a server must not open local files."""
@@ -44,7 +44,7 @@ def open_container(address: Address, silence_s: float) -> Any:
     return av.open(
         address.text,
         format="v4l2" if is_camera else None,
-        options={"max_pixels": str(MOST_PIXELS)} | ({} if is_camera else _network_options(address, patience_s)),
+        options={"max_pixels": str(MAX_PIXELS)} | ({} if is_camera else _network_options(address, patience_s)),
         stream_options=of_streams,
         timeout=(patience_s, patience_s),
         metadata_errors="replace",

@@ -11,7 +11,7 @@ from e3d_deploy.export.graph.expansion import Expansion
 
 WINOGRAD = "/winograd/"
 """Text that only the names of values of Winograd convolutions contain."""
-MOST_SIDE = 32
+MAX_SIDE = 32
 """Maximum side of a grid for Winograd convolutions (patches). Their transforms multiply by matrices as long as a side,
 so the cost per patch grows with the side; it was measured at a side of 16 only."""
 
@@ -146,7 +146,7 @@ def _suits_winograd(at: Expansion) -> bool:
     return (
         not at.attributes["repeated"]
         and list(at.weight[3:]) == [winograd.KERNEL] * 2
-        and all(side % winograd.TILE == 0 and side <= MOST_SIDE for side in sides)
+        and all(side % winograd.TILE == 0 and side <= MAX_SIDE for side in sides)
     )
 
 

@@ -36,7 +36,7 @@ class Variant:
     The Winograd forms compute 5×5 kernels by minimal filtering, F(4×4, 5×5), with 6.25 times fewer products.
     `winograd-grouped` writes one convolution with a group for each of the 64 points, which suits ONNX Runtime, and
     falls back to `2d`. `winograd-products` writes matrix products, which suit OpenVINO, and falls back to `3d`. The
-    fallback is used for grids that 4×4 tiles do not cover or with a side above `MOST_SIDE`, for other kernel sizes
+    fallback is used for grids that 4×4 tiles do not cover or with a side above `MAX_SIDE`, for other kernel sizes
     and for OpenSTL's convolutions."""
     norms: Literal["split", "whole"]
     """Operators of the norms. `split` takes means over window and grid first, then over channels, which keeps a digit

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Clip = NDArray[np.float32]
 """Frames of one clip, [T, C, H, W] in [0, 1]."""
-MOST_WINDOWS = 16
+MAX_WINDOWS = 16
 """Maximum number of windows taken from one source."""
 SEED = 5
 
@@ -112,13 +112,13 @@ def _own(form: Form, length: int) -> tuple[list[Clip], str]:
 
 
 def _windows(form: Form, length: int, source: Path, remarks: Remarks) -> list[Clip]:
-    """Return at most `MOST_WINDOWS` windows of a source, about the same number from each of its clips."""
+    """Return at most `MAX_WINDOWS` windows of a source, about the same number from each of its clips."""
     size: dict[str, Any] = {"image_size": form.image_size, "channels": form.channels}
-    frames_needed = MOST_WINDOWS * length
-    clips = read_clips(source, form, most=frames_needed, least=length, count=MOST_WINDOWS, remarks=remarks).clips
+    frames_needed = MAX_WINDOWS * length
+    clips = read_clips(source, form, most=frames_needed, least=length, count=MAX_WINDOWS, remarks=remarks).clips
     places = [(t, number) for number, clip in enumerate(clips) for t in range(0, len(clip) - length + 1, length)]
-    most = -(-MOST_WINDOWS // len(clips)) * length
-    chosen = sorted([(number, t) for t, number in places if t < most])[:MOST_WINDOWS]
+    most = -(-MAX_WINDOWS // len(clips)) * length
+    chosen = sorted([(number, t) for t, number in places if t < most])[:MAX_WINDOWS]
     return [frames.to_frames(clips[number][t : t + length], name=str(source), **size) for number, t in chosen]
 
 

@@ -34,9 +34,9 @@ MORE_EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf
 """More exact policy that is advised for each policy."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
 """Operators of a norm that is written out."""
-MOST_BYTES = 64_000_000
+MAX_BYTES = 64_000_000
 """Maximum memory for the values that are compared at once (bytes)."""
-MOST_FINDINGS = 3
+MAX_FINDINGS = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def explain(
     *,
     native: bool,
     threads: int | None = None,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MAX_BYTES,
 ) -> list[Finding]:
     """Find the first inaccurate values of the step graph on the reference clip.
 
@@ -79,7 +79,7 @@ def explain(
         most_bytes: maximum memory for the values that are compared at once.
 
     Returns:
-        At most `MOST_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, one
+        At most `MAX_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, one
         finding with the cause `state`: small errors add up over the steps. An empty list if the graph agrees with the
         float32 step graph, or if its small errors are those of fp32.
     """
@@ -100,7 +100,7 @@ def explain(
         for name in names:
             comparison.add(name, found[0][name], found[1][name])
         if findings := comparison.findings(names, step):
-            return findings[:MOST_FINDINGS]
+            return findings[:MAX_FINDINGS]
     return [] if policy == "fp32" else [comparison.summed_up(step)]
 
 

@@ -12,7 +12,7 @@ from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.spec import BackendSpec, Opener
 from e3d_deploy.runtime.backends.specs import check_runs, find
 
-MOST_THREADS = max(16, 4 * (os.cpu_count() or 1))
+MAX_THREADS = max(16, 4 * (os.cpu_count() or 1))
 """Maximum number of threads within a step.
 
 Larger numbers are almost certainly a typo. Libraries would start that many threads, which compete for the cores until
@@ -55,14 +55,14 @@ def check_threads(threads: Any) -> int | None:
     """Return `threads` as an int, or None for the library's choice.
 
     Raises:
-        ConfigError: `threads` is neither None nor a whole number from 1 to `MOST_THREADS`.
+        ConfigError: `threads` is neither None nor a whole number from 1 to `MAX_THREADS`.
     """
     if threads is None:
         return None
     count = check_count("threads", threads)
-    if count > MOST_THREADS:
+    if count > MAX_THREADS:
         raise ConfigError(
-            f"threads: got more than {MOST_THREADS}, the maximum on this machine; use the number of CPU cores "
+            f"threads: got more than {MAX_THREADS}, the maximum on this machine; use the number of CPU cores "
             f"({os.cpu_count()}), or leave it out"
         )
     return count

@@ -9,7 +9,7 @@ from e3d_deploy.policies import POLICIES
 from e3d_deploy.runtime.backends.entries import ENTRIES
 from e3d_deploy.runtime.backends.spec import BackendSpec
 
-YARDSTICK = "torch"
+REFERENCE_BACKEND = "torch"
 """Reference backend: it runs the PyTorch model in float32, and other backends are compared with it."""
 RECOMMENDED = "onnxruntime"
 """Backend that errors recommend if no backend is installed."""

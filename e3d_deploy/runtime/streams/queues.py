@@ -31,7 +31,7 @@ Wait for room, drop the oldest picture in the queue, drop the pushed picture, or
 LAST = 4096
 """Number of the most recent pictures, and of forecasts, that the percentiles over all streams cover."""
 ITEMS = (Push, Forecast, Job)
-MOST_REQUESTS = 64
+MAX_REQUESTS = 64
 """Number of queued requests at which a stream accepts no further forecast."""
 
 
@@ -199,15 +199,15 @@ class Queues:
         while True:
             self.check(video, healthy=is_forecast)
             with self.lock:
-                if not is_forecast or len(video.requests) < MOST_REQUESTS:
+                if not is_forecast or len(video.requests) < MAX_REQUESTS:
                     request.turn = video.newest
                     self._put(video.requests, request)
                     return
             if timeout is None or self.policy != "block":
                 raise StreamError(
-                    f"stream: {MOST_REQUESTS} forecasts are queued already; await some before you request another"
+                    f"stream: {MAX_REQUESTS} forecasts are queued already; await some before you request another"
                 )
-            self._wait_for_room(video, lambda: len(video.requests) < MOST_REQUESTS, timeout, what)
+            self._wait_for_room(video, lambda: len(video.requests) < MAX_REQUESTS, timeout, what)
 
     def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
         message = self._message(item)

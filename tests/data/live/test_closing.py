@@ -86,7 +86,7 @@ def test_a_thread_that_waits_for_a_full_queue_is_closed() -> None:
 def test_a_camera_that_sends_only_damaged_pictures_is_closed_after_a_packet(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "MOST_DAMAGED", 1_000_000_000)
+    monkeypatch.setattr(decoding, "MAX_DAMAGED", 1_000_000_000)
     good = mjpeg([picture(0)] * 20)
 
     def serve(peer: Peer, connection: socket.socket, number: int) -> None:

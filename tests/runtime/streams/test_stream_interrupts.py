@@ -16,7 +16,7 @@ import pytest
 
 from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
-from e3d_deploy.runtime.streams.queues import MOST_REQUESTS
+from e3d_deploy.runtime.streams.queues import MAX_REQUESTS
 from e3d_deploy.runtime.streams.waiting import Bell, Reply
 from tests.fake_backend import FakeBackend, alone, picture, predictor_of, pushed, until
 
@@ -226,7 +226,7 @@ def test_forecasts_that_wait_are_bounded(backend: FakeBackend, predictor: Predic
         for streams in (refusing, blocking):
             stream = streams.open()
             with stuck(backend, stream, 10):
-                waiting = [stream.predict_async(2) for _ in range(MOST_REQUESTS)]
+                waiting = [stream.predict_async(2) for _ in range(MAX_REQUESTS)]
                 with pytest.raises(StreamError, match="64 forecasts are queued already"):
                     stream.predict_async(2)
                 for name in ("predict", "forecast"):
