@@ -44,7 +44,7 @@ def contacts() -> str:
     switch = os.environ.get(SWITCH)
     if switch is not None and switch.strip().lower() in ("", "0", "false", "no", "off"):
         return f"ONNX Runtime may report to Microsoft, because {SWITCH}={switch} is set"
-    return "nobody; the telemetry of ONNX Runtime and OpenVINO is off"
+    return "none; the telemetry of ONNX Runtime and OpenVINO is off"
 
 
 def _cache() -> str:

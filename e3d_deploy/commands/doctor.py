@@ -12,7 +12,7 @@ from e3d_deploy.commands._output import as_json, table, verdict, warn, working
 
 @click.command(cls=GroupedCommand, examples=("e3d doctor", "e3d doctor --bundle small.e3d --again"))
 @option("--bundle", type=PATH, help="Bundle for which to show the backend that auto selects, and the reason.")
-@option("--again", is_flag=True, help="Select the backend anew instead of reusing the last choice; requires --bundle.")
+@option("--again", is_flag=True, help="Select the backend again instead of reusing the last choice; requires --bundle.")
 @THREADS
 @json_option()
 def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -> None:

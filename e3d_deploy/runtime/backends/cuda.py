@@ -191,7 +191,7 @@ class Cuda:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """If the block fails, free all memory that was allocated within it."""
+        """Free all memory that the block allocated, if the block fails."""
         before = set(self._owned)
         try:
             yield

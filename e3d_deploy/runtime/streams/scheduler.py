@@ -125,7 +125,7 @@ class Scheduler:
             self._settle()
 
     def _settle(self) -> None:
-        """After a call by an exit handler, wait until the thread is outside all libraries.
+        """Wait, after a call by an exit handler, until the thread is outside all libraries.
 
         The handler may be the last one, so that the interpreter is destroyed next.
         """
