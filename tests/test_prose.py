@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 IDIOMS = {
-    r"(?<!there )\b(is|are) (none(?! of)|no (clip|file|number|finite|valid|name|picture|bundle|model))\b": "is not, invalid",
+    r"(?<!there )\b(is|are) (none(?! of)|no (clip|file|number|finite|valid|name|picture|bundle|model))\b": "is not",
     r"\b(whoever|somebody|whomever)\b": "the caller, the stream that …",
     r"\b(go|goes|going) on (with|by|from|without)\b": "continue",
     r"\b(take|takes|taken) again\b": "reuse",
