@@ -62,7 +62,7 @@ EXAMPLES = (
     type=Finite(min=1),
     default=300.0,
     metavar="S",
-    help="Time after which sessions without pictures end and uploads are deleted (seconds).",
+    help="Time after which idle sessions end and unused uploads are deleted (seconds).",
 )
 @option("--max-upload", type=Finite(min=1), default=100.0, metavar="MB", help="Maximum size of an upload (MB).")
 @option("--token", metavar="TEXT", help="Secret token of the viewers; `ps` shows it to other users of this machine.")

@@ -102,7 +102,7 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
     "-o",
     "--output",
     type=PATH,
-    help="Video of each picture next to its forecast: .mp4, .gif or a folder; several sources require a folder.",
+    help="Video of each picture next to its forecast: .mp4, .gif, .npz or a folder; several sources require a folder.",
 )
 @option(
     "--push",
