@@ -317,9 +317,9 @@ def precision() -> str:
     found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
-        f"The {demo_model(found)} on {clips['clips']} clips of {clips['frames'] // clips['clips']} frames "
-        f"({clips['source']}), rollouts 10→10, emulated; the worst clip counts. Weights are those of the step graph, "
-        "with its nodes:",
+        f"Rollouts 10→10 of the {demo_model(found)} on {clips['clips']} clips of {clips['frames'] // clips['clips']} "
+        f"frames ({clips['source']}), emulated. Each value is that of the worst clip. The size covers the weights and "
+        "nodes of the step graph.",
         "",
         *_drifts(found),
     ]
@@ -328,23 +328,24 @@ def precision() -> str:
     eight, emulated = (native["onnxruntime"][f"int8, weights of 8 bits{end}"] for end in ("", ", emulated"))
     lines += [
         "",
-        f"With every layer in fp8 {whole['dssim']:.3f} of the SSIM is lost. On this processor, which has AVX2 and no "
-        f"VNNI, ONNX Runtime in int8 loses {native['onnxruntime']['int8']['dssim']:.4f}, and with weights of 8 bits "
-        f"in the place of 7 {eight['dssim']:.4f}, of which {emulated['dssim']:.4f} is the rounding and the rest "
-        f"overflow. OpenVINO {found['openvino']} loses {native['openvino']['int8']['dssim']:.4f} in int8, and is off "
-        f"by {native['openvino']['bf16']['difference']:.0e} in bf16 and {native['openvino']['fp16']['difference']:.0e} "
-        "in fp16.",
+        f"- With every layer in fp8, the loss of SSIM is {whole['dssim']:.3f}.",
+        "- The processor of this measurement has AVX2 and no VNNI. In int8, ONNX Runtime loses "
+        f"{native['onnxruntime']['int8']['dssim']:.4f} in SSIM on it, with weights of 7 bits. With weights of 8 bits "
+        f"it loses {eight['dssim']:.4f}: {emulated['dssim']:.4f} by rounding, the rest by overflow.",
+        f"- OpenVINO {found['openvino']} loses {native['openvino']['int8']['dssim']:.4f} in SSIM in int8. Its largest "
+        f"difference is {native['openvino']['bf16']['difference']:.0e} in bf16 and "
+        f"{native['openvino']['fp16']['difference']:.0e} in fp16.",
         "",
-        "A network of 2×24 with the semantics `google`, whose memory stays zero, trained for 60 steps, so that its "
-        "forecasts are a blur and SSIM says little:",
+        "A network of 2×24 with the semantics `google`, whose memory stays zero. It was trained for 60 steps only, so "
+        "its forecasts are blurred and SSIM says little:",
         "",
         *_drifts(other),
         "",
-        f"`auto` takes the first that keeps its budget: {_first(found)} for the {demo_model(found)}, "
+        f"`auto` uses the first policy that stays within its budget: {_first(found)} for the {demo_model(found)}, "
         f"{_first(other)} for this network.",
         "",
-        f"Times of a step, one thread, in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}), and how often as fast "
-        "as float32 in the same library, with the range over the rounds:",
+        f"Time of a step with one thread, all sides in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}). The "
+        "factor is the speed relative to float32 in the same library, as median and range over the rounds:",
         "",
         f"| | precision | {demo_model(found)} | full size (4×64, patch 4) |",
         "|---|---|---|---|",
@@ -356,8 +357,9 @@ def precision() -> str:
 
 
 def _drifts(found: dict[str, Any]) -> list[str]:
+    """Return the table of the drift of each policy."""
     lines = [
-        "| precision | graph and weights | max \\|Δ\\| | SSIM lost | PSNR lost, dB | stays in float32 |",
+        "| precision | size | largest difference | loss of SSIM | loss of PSNR, dB | stays in float32 |",
         "|---|---|---|---|---|---|",
     ]
     for policy, row in found["policies"].items():
@@ -374,36 +376,44 @@ def _first(found: dict[str, Any]) -> str:
 
 
 def rewrites() -> str:
-    """Gain of each variant in each engine, as Markdown, by kind of processor."""
+    """Gain of each variant in each library, as Markdown: a table for each kind of processor and model."""
     lines = [
-        "A step with a full ring, one thread, in turn: how often as fast each variant is as `plain` in the same "
-        "library, median and range over the rounds. Of TensorRT-RTX what the plan holds and how long it takes to "
-        "build; no GPU ran it."
+        "One step with a full ring, one thread, all variants in turn in one process. The row `plain` has its time. The "
+        "other rows have the speed relative to `plain` in the same library, as median and range over the rounds: above "
+        "1× the variant is faster.",
+        "",
+        "- *openvino bf16* is OpenVINO with the hint for bfloat16, as the backend gives it; *one kernel* is the same "
+        "with attention as a single kernel.",
+        "- *RTX plan* and *RTX build* are the size of the TensorRT-RTX plan and the time of its build. No GPU ran it.",
+        "- `unfolded` is `plain` with the convolution of a memory that stays zero, which all variants leave out.",
     ]
     for kind, found in peer_tables.kinds(results("rewrites_*")).items():
-        libraries = list(found[0]["sides"])
-        plans = "plans" in found[0]
-        lines += [
-            "",
-            f"{peer_tables.machine(kind, found[0])}:",
-            "",
-            f"| variant | | {' | '.join(libraries)} | nodes |{' RTX plan | RTX build |' if plans else ''}",
-            f"|---|---|{'---|' * (len(libraries) + 1 + 2 * plans)}",
-        ]
         for run in found:
-            for variant, graph in run["graphs"].items():
-                cells = [_gain(run["sides"].get(library, {}).get(variant)) for library in libraries]
-                cells.append(f"{graph['nodes']:,}")
-                if plans:
-                    plan = run.get("plans", {}).get(variant)
-                    cells.append(f"{plan['plan_bytes'] / 1e6:.1f} MB" if plan else "–")
-                    cells.append(f"{np.median(plan['seconds']):.0f} s" if plan else "–")
-                lines.append(f"| {variant} | {peer_tables.title(run)} | {' | '.join(cells)} |")
+            model = peer_tables.title(run)
+            lines += ["", f"**{model[0].upper()}{model[1:]}**, {peer_tables.machine(kind, run)}:", "", *_gains(run)]
     return "\n".join(lines)
 
 
+def _gains(run: dict[str, Any]) -> list[str]:
+    """Return the table of one run of `benchmarks.rewrites`."""
+    libraries, plans = list(run["sides"]), run.get("plans")
+    lines = [
+        f"| variant | {' | '.join(libraries)} | nodes |{'' if plans is None else ' RTX plan | RTX build |'}",
+        f"|---|{'---|' * (len(libraries) + (1 if plans is None else 3))}",
+    ]
+    for variant, graph in run["graphs"].items():
+        cells = [_gain(run["sides"][library].get(variant)) for library in libraries]
+        cells.append(f"{graph['nodes']:,}")
+        if plans is not None:
+            plan = plans.get(variant)
+            cells.append(f"{plan['plan_bytes'] / 1e6:.1f} MB" if plan else "–")
+            cells.append(f"{np.median(plan['seconds']):.0f} s" if plan else "–")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return lines
+
+
 def _gain(side: dict[str, Any] | None) -> str:
-    """Time of `plain`, and of another variant how often as fast it is."""
+    """Return the time of `plain`, or the speed of another variant relative to it."""
     if side is None:
         return "–"
     if "range" not in side:
@@ -412,19 +422,28 @@ def _gain(side: dict[str, Any] | None) -> str:
     return f"{side['speedup_over_plain']:.2f}× ({low:.2f}–{high:.2f})"
 
 
+BUILDS = {
+    "naive": "torch.onnx.export of the unrolled network",
+    "ours, for gpu, forecast alone": "variant `tensorrt`, without the states",
+    "ours, for gpu": "variant `tensorrt`",
+    "ours": "2D convolutions and split norms, as in `plain`",
+}
+"""Names of the clip graphs that `benchmarks.clip --builds` builds."""
+
+
 def engines() -> str:
     """Cost of building with TensorRT-RTX, as Markdown."""
     found, clip = result("engines"), result("clip_builds_full")
-    one = found["environment"]
-    rounds = "; ".join(f"{name} {count}" for name, count in clip["rounds"].items())
+    one, there = found["environment"], clip["environment"]
     precisions = list(dict.fromkeys(plan["precision"] for plan in found["plans"]))
     rows: dict[str, dict[str, str]] = {}
     for plan in found["plans"]:
         cells = rows.setdefault(f"{plan['model']}, {plan['graph']}", {})
         cells[plan["precision"]] = f"{plan['build_seconds']:.0f} s, {plan['plan_bytes'] / 1e6:.1f} MB"
     lines = [
-        f"Portable plans of the {demo_model(found)}, 10→10, and of the step at full size (4×64, patch 4), TensorRT-RTX "
-        f"{found['builder']} on {one['cpu']}, {one['cores']} cores, without a GPU, {one['date'][:10]}:",
+        f"Build time and size of portable plans, for the {demo_model(found)} with clips 10→10 and for the step at full "
+        f"size (4×64, patch 4). Measured with TensorRT-RTX {found['builder']} on {one['cpu']}, {one['cores']} cores, "
+        f"without a GPU, {one['date'][:10]}:",
         "",
         f"| | {' | '.join(precisions)} |",
         "|---" * (len(precisions) + 1) + "|",
@@ -433,16 +452,18 @@ def engines() -> str:
             for name, cells in rows.items()
         ),
         "",
-        f"The clip at full size, 10→10, beside torch.onnx.export of the unrolled network, in turn (builds: "
-        f"{rounds}); at the end the machine's load was {clip['environment']['load_1_minute']:.1f}, and beyond its "
-        f"{clip['environment']['cores']} cores times say little:",
+        f"Clip graphs 10→10 at full size, built in turn ({there['date'][:10]}). At the end the load of the machine was "
+        f"{there['load_1_minute']:.1f}, above its {there['cores']} cores, so times are rough:",
         "",
-        "| | nodes | build | plan |",
-        "|---|---|---|---|",
+        "| clip graph | nodes | builds | time of each build | plan |",
+        "|---|---|---|---|---|",
     ]
     for name, build in clip["builds"].items():
         seconds = ", ".join(f"{value:.0f} s" for value in build["seconds"])
-        lines.append(f"| {name} | {clip['made'][name]['nodes']:,} | {seconds} | {build['plan_bytes'] / 1e6:.1f} MB |")
+        lines.append(
+            f"| {BUILDS[name]} | {clip['made'][name]['nodes']:,} | {clip['rounds'][name]} | {seconds} "
+            f"| {build['plan_bytes'] / 1e6:.1f} MB |"
+        )
     return "\n".join(lines)
 
 
