@@ -313,7 +313,7 @@ def memory() -> str:
 
 
 def precision() -> str:
-    """Cost and gain of each precision, as Markdown."""
+    """Return the loss, size and speed of each precision, as Markdown."""
     found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
@@ -376,7 +376,7 @@ def _first(found: dict[str, Any]) -> str:
 
 
 def rewrites() -> str:
-    """Gain of each variant in each library, as Markdown: a table for each kind of processor and model."""
+    """Return the gain of each variant as Markdown, with a table for each kind of processor and model."""
     lines = [
         "One step with a full ring, one thread, all variants in turn in one process. The row `plain` has its time. The "
         "other rows have the speed relative to `plain` in the same library, as median and range over the rounds: above "
@@ -432,13 +432,14 @@ BUILDS = {
 
 
 def engines() -> str:
-    """Cost of building with TensorRT-RTX, as Markdown."""
+    """Return the time and size of builds with TensorRT-RTX, as Markdown."""
     found, clip = result("engines"), result("clip_builds_full")
     one, there = found["environment"], clip["environment"]
     precisions = list(dict.fromkeys(plan["precision"] for plan in found["plans"]))
     rows: dict[str, dict[str, str]] = {}
     for plan in found["plans"]:
-        cells = rows.setdefault(f"{plan['model']}, {plan['graph']}", {})
+        model = demo_model(found) if plan["model"] == "demo" else plan["model"]
+        cells = rows.setdefault(f"{model}, {plan['graph']}", {})
         cells[plan["precision"]] = f"{plan['build_seconds']:.0f} s, {plan['plan_bytes'] / 1e6:.1f} MB"
     lines = [
         f"Build time and size of portable plans, for the {demo_model(found)} with clips 10→10 and for the step at full "
