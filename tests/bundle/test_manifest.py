@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -371,7 +372,7 @@ def test_the_runtime_knows_states_by_their_description_alone(any_batch: Path, tm
 
 
 def tables() -> str:
-    """Return the tables of docs/bundle.md, generated from the fields and their docstrings."""
+    """Return the lists of fields in docs/bundle.md, generated from the fields and their docstrings."""
     lines = []
     for module in (manifest_module, sidecar_module):
         for node in ast.parse(inspect.getsource(module)).body:
@@ -382,10 +383,8 @@ def tables() -> str:
             lines += [
                 f"### {entry.__name__}",
                 "",
-                str(inspect.getdoc(entry)),
+                textwrap.fill(str(inspect.getdoc(entry)), 120),
                 "",
-                "| field | | meaning |",
-                "|---|---|---|",
             ]
             needed = required(entry)
             for number, item in enumerate(node.body):
@@ -395,7 +394,8 @@ def tables() -> str:
                     words = " ".join(ast.literal_eval(below.value).split())
                     name = ast.unparse(item.target)
                     kind = ast.unparse(item.annotation).replace(" | ", " or ")
-                    lines.append(f"| `{name}` | {kind}{'' if name in needed else ', optional'} | {words} |")
+                    line = f"- `{name}` ({kind}{'' if name in needed else ', optional'}): {words}"
+                    lines.append(textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False))
             lines.append("")
             assert len([one for one in fields(entry) if one.name != "extra"]) == sum(
                 isinstance(item, ast.AnnAssign) for item in node.body
@@ -404,7 +404,7 @@ def tables() -> str:
 
 
 def test_the_docs_list_the_fields_as_the_reader_has_them() -> None:
-    """If this fails, `python -m tests.bundle.test_manifest` writes the tables again."""
+    """If this fails, `python -m tests.bundle.test_manifest` writes the lists again."""
     assert tables() in DOCS.read_text()
 
 
