@@ -156,49 +156,58 @@ def batched() -> str:
 
 
 def recipes() -> str:
-    """The recipes side by side, as Markdown."""
+    """Return the comparison of the recipes as Markdown."""
     found = result("recipes")
     model = found["model"]
     lines = [
-        f"The same network ({len(model['hidden'])}×{model['hidden'][0]}, patch {model['patch_size']}), start and "
-        f"clips, {found['steps']:,} steps of 4 clips, scheduled sampling over the first half in all; "
-        f"{found['clips']} test clips, mean over the predicted frames "
-        f"({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
+        "The recipes were compared on one network "
+        f"({len(model['hidden'])}×{model['hidden'][0]}, patch {model['patch_size']}) with the same initial weights "
+        f"and clips: {found['steps']:,} steps of 4 clips, with scheduled sampling in the first half of the steps. The "
+        f"errors are means over the predicted frames of {found['clips']} test clips "
+        f"({found['environment']['cpu']}, {found['environment']['date'][:10]}). The last column is the MSE of the "
+        "weights that are not in the model file: the plain weights for `modern`, the moving average for the others.",
         "",
-        "| recipe | MSE | MAE | PSNR, dB | SSIM | MSE of the weights not saved |",
+        "| recipe | MSE | MAE | PSNR, dB | SSIM | MSE of the other weights |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in found["runs"].items():
         lines.append(
-            f"| {name} | {row['mse']:.1f} | {row['mae']:.1f} | {row['psnr']:.2f} | {row['ssim']:.3f} "
-            f"| {row['mse of the other weights']:.1f} |"
+            f"| {COMPARED.get(name, f'`{name}`')} | {row['mse']:.1f} | {row['mae']:.1f} | {row['psnr']:.2f} "
+            f"| {row['ssim']:.3f} | {row['mse of the other weights']:.1f} |"
         )
     return "\n".join(lines)
 
 
-TRAINED = {"none": "no burn-in", "tenth": "burn-in in the last tenth", "all": "burn-in in all of it"}
-"""Names of the runs that `benchmarks.burn_in` measures."""
+COMPARED = {"modern, squared errors alone": "`modern` with `--l1-weight 0`"}
+"""Labels of runs in the comparison of recipes that are not named after their recipe."""
+FINE_TUNED = {"none": "after, no burn-in", "tenth": "after, burn-in in the last tenth", "all": "after, in all steps"}
+"""Labels of the runs that `benchmarks.burn_in` measures."""
 
 
 def burn_in() -> str:
-    """The error by the age of the state, after training with and without a burn-in, as Markdown."""
+    """Return the error by the age of the state, after training with and without a burn-in, as Markdown."""
     found = result("burn_in")
     limit_s = found["training"]["all"]["time_limit_s"]
     lines = [
-        f"The former demo model, trained on for {limit_s / 60:.0f} minutes from the weights of commit faccf7a, in "
-        "three runs side by "
-        "side on a machine busy with other work. Squared error of the next 10 frames, mean a frame, by the age of the "
-        f"state in frames, the same frames forecast at all ages ({found['environment']['cpu']}, "
-        f"{found['environment']['date'][:10]}):",
+        "The demo model of commit faccf7a was fine-tuned in three runs of "
+        f"{limit_s / 60:.0f} minutes, which ran side by side on a machine that was busy with other work. The tables "
+        "show the squared error per frame of the next 10 frames, by the age of the state (frames). The same frames "
+        f"are forecast at all ages ({found['environment']['cpu']}, {found['environment']['date'][:10]}).",
     ]
-    for kind, title in {"digits": "generated digits, test split", "film": "pedestrians, test clip"}.items():
+    for kind, title in {"digits": "Generated digits, test split", "film": "Pedestrians, test clip"}.items():
         ages = list(found["mse"]["start"][kind])
-        title = f"{title}, {found['windows'][kind]} windows, copying the last frame {found['copying'][kind]:.1f}"
-        lines += ["", f"| {title} | steps | {' | '.join(ages)} |", f"|---|---|{'---|' * len(ages)}"]
+        lines += [
+            "",
+            f"{title}, {found['windows'][kind]} windows. Copying the last frame has an error of "
+            f"{found['copying'][kind]:.1f}.",
+            "",
+            f"| fine-tuning | steps | {' | '.join(f'age {age}' for age in ages)} |",
+            f"|---|---|{'---|' * len(ages)}",
+        ]
         for name, row in found["mse"].items():
             steps = found["training"][name]["steps_done"] if name in found["training"] else "–"
             values = " | ".join(f"{row[kind][age]:.1f}" for age in ages)
-            lines.append(f"| {TRAINED.get(name, 'before')} | {steps} | {values} |")
+            lines.append(f"| {FINE_TUNED.get(name, 'before')} | {steps} | {values} |")
     return "\n".join(lines)
 
 
@@ -289,24 +298,25 @@ def renewal_costs() -> str:
 
 
 def memory() -> str:
-    """Memory of a training step and what the Trainer costs, as Markdown."""
+    """Return the memory of a training step, and its time compared with a plain loop, as Markdown."""
     found = result("training")
     lines = [
-        "| frames of the clip | plain | `--recompute` | ratio | seconds, plain and recomputed |",
-        "|---|---|---|---|---|",
+        "| frames in the clip | memory | with `--recompute` | ratio | time | with `--recompute` |",
+        "|---|---|---|---|---|---|",
     ]
     for length, rows in found["memory"].items():
         plain, again = rows["plain"], rows["recompute"]
         lines.append(
             f"| {length} | {plain['gb']:.2f} GB | {again['gb']:.2f} GB | {rows['ratio']:.2f} "
-            f"| {plain['seconds']:.0f} and {again['seconds']:.0f} |"
+            f"| {plain['seconds']:.0f} s | {again['seconds']:.0f} s |"
         )
     one = found["overhead"]
     lines += [
         "",
-        f"A step of `e3d train` at full size, batch {one['batch_size']}, takes {one['ratio']:.2f} times what a plain "
-        f"loop on the same network takes ({one['step_s']:.1f} s against {one['plain_step_s']:.1f} s, {one['steps']} "
-        f"steps in turn), and waits for data {100 * one['share_waiting_for_data']:.2f} % of the time "
+        f"A step of `e3d train` at full size with batch {one['batch_size']} takes {one['ratio']:.2f} times the "
+        f"processor time of a plain loop on the same network ({one['steps']} steps of both, measured in turn; median "
+        f"of the ratios; {one['step_s']:.1f} s and {one['plain_step_s']:.1f} s). "
+        f"{100 * one['share_waiting_for_data']:.2f} % of the step is spent waiting for data "
         f"({found['environment']['cpu']}, one thread, {found['environment']['date'][:10]}).",
     ]
     return "\n".join(lines)
