@@ -35,7 +35,7 @@ def library(target: Target) -> Any:
     reasons = []
     for name in MODULES[target]:
         if is_stub(name):
-            reasons.append(f"{name} is a stub in sys.modules")
+            reasons.append(f"{name} in sys.modules is a stub")
             continue
         try:
             return import_module(name)

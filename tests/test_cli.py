@@ -298,7 +298,7 @@ def test_inspect_reports_the_cost_of_the_graphs(exported: Path) -> None:
     assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
     text = e3d("inspect", exported / "tiny.e3d").stdout
     assert f"{found['cost']['flop']['clip']:,}" in text
-    assert "counting method: FLOP: 2 a multiply-add" in text
+    assert "counting method: FLOP: 2 for each multiply-add" in text
 
 
 def test_inspect_refuses_a_file_that_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:

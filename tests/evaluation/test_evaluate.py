@@ -174,7 +174,7 @@ def test_bad_clips_are_named() -> None:
         run(good, np.full((2, 1, 8, 8), np.nan, np.float32))
     late = good[1:].copy()
     late[1, 0, 0, 0] = np.inf
-    with pytest.raises(StreamError, match="clip 2: forecast frame 1: is not finite"):
+    with pytest.raises(StreamError, match="clip 2: forecast frame 1: the prediction is not finite"):
         run(good, late)
     with pytest.raises(ConfigError, match="expected 1 or more"):
         run(good, horizon=0)

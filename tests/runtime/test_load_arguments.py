@@ -95,7 +95,7 @@ def test_memory_that_runs_out_while_a_bundle_is_loaded_is_a_resource_limit(
 @pytest.mark.parametrize("name", ["", " ", "auto", "Toy", "my backend", "toy ", "-toy", "toy-", "to--y", "tö", 3, None])
 def test_a_backend_with_a_name_that_nobody_can_give_is_not_registered(name: Any) -> None:
     before = dict(BACKENDS)
-    with pytest.raises(ConfigError, match=r"backend: .*; register it under another name"):
+    with pytest.raises(ConfigError, match=r"backend: .*; register the new backend under another name"):
         register(replace(TOY, name=name))
     assert before == BACKENDS
 

@@ -61,7 +61,7 @@ def test_a_stub_takes_only_its_own_backends_away(
     assert {one for one, there in examine()["backends"].items() if there} == before - theirs
     bundle = Bundle.open(any_batch)
     for one in theirs:
-        with pytest.raises(BackendUnavailable, match=f"{one}: {name}.* is a stub in sys.modules|an engine"):
+        with pytest.raises(BackendUnavailable, match=f"{one}: {name}.* in sys.modules is a stub|an engine"):
             open_backend(bundle, one)
     if name == "torch":
         with load(any_batch, threads=1) as predictor:
@@ -72,7 +72,7 @@ def test_a_stub_takes_only_its_own_backends_away(
 def test_a_stub_of_tensorrt_is_not_taken_for_it(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (target.replace("-", "_"), f"{target.replace('-', '_')}_bindings"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    with pytest.raises(BackendUnavailable, match="is a stub in sys"):
+    with pytest.raises(BackendUnavailable, match=r"in sys\.modules is a stub"):
         library(target)
 
 

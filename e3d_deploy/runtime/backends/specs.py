@@ -34,7 +34,7 @@ def register(spec: BackendSpec) -> None:
     if not (isinstance(spec.name, str) and NAME.fullmatch(spec.name)):
         raise ConfigError(
             f"backend: got the name {spec.name!r}, expected lower-case letters and digits, with hyphens between them; "
-            "register it under another name"
+            "register the new backend under another name"
         )
     if spec.name in BACKENDS or spec.name == "auto":
         raise ConfigError(f"backend: {spec.name!r} is already registered; register the new backend under another name")

@@ -211,7 +211,7 @@ def test_commands_that_read_a_cache_do_not_create_it(tmp_path: Path) -> None:
     assert not (tmp_path / "typo").exists()
     (tmp_path / "file").touch()
     error = e3d("cache", "ls", "--cache", tmp_path / "file" / "engines", code=2).stderr
-    assert f"{tmp_path / 'file'} is no folder" in error
+    assert f"{tmp_path / 'file'} is not a folder" in error
 
 
 @pytest.mark.parametrize("sidecar", ["str", [], {"parts": {}}])
