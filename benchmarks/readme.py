@@ -30,59 +30,76 @@ def result(name: str) -> dict[str, Any]:
 
 
 def measured() -> str:
-    """The section as Markdown."""
+    """Return the section of the README on quality, speed and memory, as Markdown."""
+    return "\n".join([*_quality(), "", *peers(), "", *_whole_forecasts(), "", *_costs()])
+
+
+def _quality() -> list[str]:
+    """Return the quality of the models that ship, a table for each, as lines of Markdown."""
     lines = [
-        "The two models that ship, on clips that training never saw. Mean over the predicted frames; MSE and MAE are "
-        "summed over the pixels of a frame.",
+        "**Quality of the two models that ship**, on clips that training never saw. The tables show means over the "
+        "predicted frames. MSE and MAE are summed over the pixels of a frame.",
     ]
     for exhibit in (DIGITS, FILM):
         card = json.loads(exhibit.card.read_text())["quality"]
         measures = card["measures"]
         lines += [
             "",
-            f"| {card['task']}, {card['sequences']:,} clips | MSE | MAE | PSNR, dB | SSIM |",
+            f"{card['task']}; {card['sequences']:,} clips:",
+            "",
+            "| prediction | MSE | MAE | PSNR (dB) | SSIM |",
             "|---|---|---|---|---|",
         ]
-        for who in measures["mse"]:
-            cells = [f"{np.mean(measures[name][who]):.{places}f}" for name, places in
+        for prediction in measures["mse"]:
+            cells = [f"{np.mean(measures[name][prediction]):.{places}f}" for name, places in
                      (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
-            lines.append(f"| {who} | {' | '.join(cells)} |")
-    export, streaming, startup = result("export_full"), result("streaming"), result("startup")
-    first = startup["first_frame_seconds"]
-    lines += ["", *peers()]
-    where = result("clip_full_1")["environment"]
-    lines += [
-        "",
-        f"A whole forecast 10→10 on AVX2 ({where['cpu']}, {where['date'][:10]}), the clip graph of each; naive is "
-        "torch.onnx.export of the unrolled network. Each was exported once, under the load of that moment:",
-        "",
-        "| clip | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| | to export |",
-        "|---|---|---|---|---|---|",
-    ]
+            lines.append(f"| {prediction} | {' | '.join(cells)} |")
+    return lines
+
+
+def _whole_forecasts() -> list[str]:
+    """Return the time of a whole forecast and of its export, compared with a naive export, as lines of Markdown."""
     full, demo = result("clip_full_1"), result("clip_demo_1")
     linked = f"[{demo_model(demo)}](docs/model.md#the-models-that-ship)"
+    where = full["environment"]
+    lines = [
+        "**One whole forecast**, 10 frames from a context of 10, by the clip graph in ONNX Runtime with one thread, on "
+        f"AVX2 ({where['cpu']}, {where['date'][:10]}). Here the naive export is `torch.onnx.export` of the unrolled "
+        "network. Each graph was exported once, so the export times depend on the load at that moment:",
+        "",
+        "| model | naive | e3d_deploy | speed-up (range) | max \\|Δ\\| | export, naive | export, e3d_deploy |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, clip in {"full size": full, linked: demo}.items():
         naive, ours = clip["sides"]["naive"], clip["sides"]["ours"]
         low, high = ours["range"]
         lines.append(
             f"| {name} | {naive['median_ms']:,.0f} ms | {ours['median_ms']:,.0f} ms "
             f"| {ours['speedup_over_naive']:.2f}× ({low:.2f}–{high:.2f}) | {clip['max_abs_difference']:.0e} "
-            f"| {clip['made']['naive']['seconds']:.0f} s, and {clip['made']['ours']['seconds']:.0f} s |"
+            f"| {clip['made']['naive']['seconds']:.0f} s | {clip['made']['ours']['seconds']:.0f} s |"
         )
-    lines += [
+    return lines
+
+
+def _costs() -> list[str]:
+    """Return the cost of an export, of long streams and of starts, as lines of Markdown."""
+    export, streaming, startup = result("export_full"), result("streaming"), result("startup")
+    first = startup["first_frame_seconds"]
+    return [
+        "**Other costs:**",
         "",
-        f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s with "
-        f"{export['environment']['threads']} threads, and {export['peak_resident_gb']:.1f} GB. Over "
-        f"{streaming['frames']:,} frames of a stream (renewal `none`), resident memory "
-        f"grows by {max(streaming['growth_mb']):.1f} MB "
-        f"and a push costs {streaming['late_over_early']:.2f} times what it costs a stream that has just filled its "
-        "history, in turn. From `import e3d_deploy.runtime` to the first forecast frame of the full-size model, "
-        f"{startup['environment']['threads']} threads: {first['onnxruntime']:.1f} s with `onnxruntime` by name, "
-        f"{first['auto']:.1f} s with `auto` and the choice that it kept, "
-        f"{startup['first_frame_seconds_when_auto_chooses']:.1f} s the first time, when it chooses. `e3d --help` takes "
-        f"{startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` {startup['import_runtime_seconds']:.2f} s.",
+        f"- The export of the full-size model (step, rollout and clip 10→10) takes {export['seconds']:.0f} s with "
+        f"{export['environment']['threads']} threads, and at most {export['peak_resident_gb']:.1f} GB of memory.",
+        f"- While a stream is pushed {streaming['frames']:,} frames (renewal `none`), the resident memory grows by "
+        f"{max(streaming['growth_mb']):.1f} MB. After that, a push takes {streaming['late_over_early']:.2f} times as "
+        "long as in a stream whose history has just filled, timed in turn.",
+        "- From `import e3d_deploy.runtime` to the first forecast frame of the full-size model, with "
+        f"{startup['environment']['threads']} threads: {first['onnxruntime']:.1f} s with "
+        f'`backend="onnxruntime"`; {first["auto"]:.1f} s with `backend="auto"` when its choice is stored; '
+        f"{startup['first_frame_seconds_when_auto_chooses']:.1f} s the first time, when `auto` compares the backends.",
+        f"- `e3d --help` takes {startup['help_seconds']:.2f} s, and `import e3d_deploy.runtime` takes "
+        f"{startup['import_runtime_seconds']:.2f} s.",
     ]
-    return "\n".join(lines)
 
 
 def results(pattern: str) -> dict[str, Any]:
@@ -91,60 +108,59 @@ def results(pattern: str) -> dict[str, Any]:
 
 
 def peers() -> list[str]:
-    """Our best step beside the best peer's, a column for each kind of processor, as lines of Markdown."""
+    """Return our best step compared with the fastest alternative, a column for each processor, as Markdown lines."""
     runs = {
         peer_tables.machine(kind, found[0]): found[0]
         for kind, found in peer_tables.kinds(results("peers_full_1_*")).items()
     }
     return [
-        "One step at full size with a full history, one thread, all sides in turn in one process. Peers are PyTorch "
-        "eager, torch.compile and torch.onnx.export of the same step in ONNX Runtime and OpenVINO, with autocast, "
-        "precision hints and int8 by NNCF or ONNX Runtime's quantiser where these were timed; "
-        "[every row](docs/benchmark.md#beside-other-ways-to-run-a-step)." + _by_processor_time(runs),
+        "**One step at full size** with a full history and one thread. All sides are timed in turn in one process. The "
+        "table shows the fastest backend of e3d_deploy, and in brackets the name of that backend or of the fastest "
+        "alternative in the same precision. Alternatives are PyTorch eager, torch.compile, and the naive export: "
+        "`torch.onnx.export` of the same step, run in ONNX Runtime or OpenVINO. In bf16 they use autocast or "
+        "OpenVINO's precision hint; in int8, NNCF or ONNX Runtime's quantiser. A dash means: not measured. "
+        "[All measurements](docs/benchmark.md#beside-other-ways-to-run-a-step).",
         "",
         *peer_tables.summary(runs),
+        *peer_tables.conditions(runs),
     ]
 
 
 def all_peers() -> str:
-    """Every peer and every side of ours, a table for each kind of processor, as Markdown."""
+    """Return the times of all alternatives and of e3d_deploy, tables for each kind of processor, as Markdown."""
     lines = []
     for kind, found in peer_tables.kinds(results("peers_*")).items():
-        runs = {peer_tables.title(run): run for run in found}
-        loads = ", ".join(f"{run['environment']['load_1_minute']:.1f}" for run in found)
+        runs = {peer_tables.short_title(run): run for run in found}
         lines += [
             f"### {peer_tables.machine(kind, found[0])}",
             "",
-            f"Load of the machine, column by column: {loads}." + _by_processor_time(runs),
-            "",
             *peer_tables.table(runs),
+            *peer_tables.conditions(runs),
             "",
-            "Our best over the best peer:",
+            "The fastest backend of e3d_deploy in each precision, compared with the fastest alternative:",
             "",
-            *(f"- {name}: {peer_tables.sentence(run)}" for name, run in runs.items()),
-            "",
-            *peer_tables.quality(found[0]),
+            *peer_tables.speedups(runs),
             "",
         ]
+        if quality := peer_tables.quality(found[0]):
+            lines += [f"Loss of quality in low types, {next(iter(runs))}:", ""]
+            lines += [*quality, ""]
     return "\n".join(lines).rstrip()
 
 
-def _by_processor_time(runs: dict[str, Any]) -> str:
-    names = [name for name, run in runs.items() if run.get("clock") == "processor"]
-    return f" By processor time, as other processes were busy: {'; '.join(names)}." if names else ""
-
-
 def batched() -> str:
-    """Cost of streams one by one and in one step, for each kind of processor, as Markdown."""
-    lines = [
-        "| processor | backend | precision | one by one | batched | gain |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return the time of eight streams stepped one by one and in one batch, by kind of processor, as Markdown."""
+    lines = []
     for kind, found in peer_tables.kinds(results("batched_full_8_1_*")).items():
+        lines += [
+            f"{peer_tables.machine(kind, found[0])}:",
+            "",
+            "| backend | precision | 8 steps of 1 stream | 1 step of 8 streams | speed-up (range) |",
+            "|---|---|---|---|---|",
+        ]
         for row in found[0]["rows"]:
             low, high = row["range"]
             cells = (
-                peer_tables.machine(kind, found[0]),
                 row["backend"],
                 row["precision"],
                 f"{row['one_by_one_ms']:.0f} ms",
@@ -152,7 +168,8 @@ def batched() -> str:
                 f"{row['gain']:.2f}× ({low:.2f}–{high:.2f})",
             )
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def recipes() -> str:

@@ -66,7 +66,7 @@ def result(rows: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
     return {"size": "full", "semantics": "paper", "threads": 1, "rows": rows, "environment": environment} | fields
 
 
-def test_our_best_is_held_against_the_best_peer_of_its_precision() -> None:
+def test_our_best_is_compared_with_the_best_peer_of_its_precision() -> None:
     found = peer_tables.best(ROWS)
     assert {name: (one["ours"], one["peer"], one["over_peer"]) for name, one in found.items()} == {
         "fp32": ("ours in openvino", "naive in OpenVINO", 1.25),
@@ -76,19 +76,19 @@ def test_our_best_is_held_against_the_best_peer_of_its_precision() -> None:
     assert found["int8"]["over_our_bf16"] == 1.32
 
 
-def test_a_peer_beyond_our_budget_is_told_apart() -> None:
+def test_a_peer_beyond_our_budget_is_also_left_out() -> None:
     assert peer_tables.best(ROWS)["int8"]["over_peer_in_budget"] == 2.2
     assert not peer_tables.fits(row("any", "int8", 1.0, dssim=0.02))
     assert peer_tables.fits(row("any", "fp32", 1.0, dssim=0.02))
 
 
-def test_nothing_is_claimed_where_one_side_is_missing() -> None:
+def test_no_ratio_is_claimed_if_one_side_is_missing() -> None:
     found = peer_tables.best([EAGER, row("naive in OpenVINO, hint", "bf16", 4.0), row("ours in openvino", "int8", 3.0)])
     assert list(found) == ["int8"]
     assert (found["int8"]["peer"], found["int8"]["over_peer"], found["int8"]["over_our_bf16"]) == (None, None, None)
 
 
-def test_results_stand_by_kind_of_processor_the_plainest_run_first() -> None:
+def test_results_are_sorted_by_kind_of_processor_with_the_plainest_run_first() -> None:
     runs = {
         "peers_full_1_amx": result(ROWS),
         "peers_demo_1_avx2": result(ROWS, size="demo"),
@@ -112,37 +112,58 @@ def test_results_stand_by_kind_of_processor_the_plainest_run_first() -> None:
 def test_the_table_has_every_side_of_every_run() -> None:
     extra = row("ours in torch-compiled", "fp32", 0.5)
     lines = peer_tables.table({"one": result(ROWS), "other": result([EAGER, extra])})
-    assert lines[0] == "| | one | other |"
+    assert lines[0] == "| way to run a step | one | other |"
     assert lines[2] == "| PyTorch eager, fp32 | 100 ms | 100 ms |"
-    assert "| ours in openvino, bf16 | 5.00× (1e-06) | – |" in lines
-    assert "| ours in torch-compiled, fp32 | – | 0.50× (1e-06) |" in lines
+    assert "| e3d_deploy with openvino, bf16 | 5.00× (1e-06) | – |" in lines
+    assert "| e3d_deploy with torch-compiled, fp32 | – | 0.50× (1e-06) |" in lines
     assert len(lines) == 2 + len(ROWS) + 1
 
 
-def test_the_summary_says_what_each_kind_of_processor_reaches() -> None:
+def test_the_summary_has_the_best_speed_ups_of_each_processor() -> None:
     lines = peer_tables.summary({"AMX": result(ROWS), "AVX2": result([EAGER, *ROWS[1:2], ROWS[5]])})
     assert lines[2:] == [
-        "| PyTorch eager, fp32 | 100 ms | 100 ms |",
-        "| ours, fp32, over eager | 2.00× (openvino) | 1.80× (onnxruntime) |",
-        "| ours over the best peer, fp32 | 1.25× (naive in OpenVINO) | 1.12× (naive in OpenVINO) |",
-        "| ours, bf16, over eager | 5.00× (openvino) | – |",
-        "| ours over the best peer, bf16 | 1.25× (naive in OpenVINO, hint) | – |",
-        "| ours, int8, over eager | 6.60× (openvino) | – |",
-        "| ours over the best peer, int8 | 1.10× (naive in OpenVINO, NNCF) | – |",
-        "| … that keeps our budget of int8 | 2.20× | – |",
+        "| PyTorch eager in fp32: time | 100 ms | 100 ms |",
+        "| fp32: speed-up over PyTorch eager in fp32 | 2.00× (openvino) | 1.80× (onnxruntime) |",
+        "| fp32: speed-up over the fastest alternative | 1.25× (naive export in OpenVINO) "
+        "| 1.12× (naive export in OpenVINO) |",
+        "| bf16: speed-up over PyTorch eager in fp32 | 5.00× (openvino) | – |",
+        "| bf16: speed-up over the fastest alternative | 1.25× (naive export in OpenVINO, precision hint) | – |",
+        "| int8: speed-up over PyTorch eager in fp32 | 6.60× (openvino) | – |",
+        "| int8: speed-up over the fastest alternative | 1.10× (naive export in OpenVINO, NNCF) | – |",
+        "| int8: speed-up over the fastest alternative within our budget | 2.20× | – |",
     ]
 
 
-def test_the_sentence_names_both_sides() -> None:
-    assert peer_tables.sentence(result(ROWS)).endswith(
-        "int8 1.10× (openvino over naive in OpenVINO, NNCF), 2.20× the best that keeps our budget, 1.32× our bf16."
-    )
+def test_the_summary_says_if_no_alternative_is_within_the_budget() -> None:
+    lossy = row("naive in OpenVINO, NNCF", "int8", 6.0, dpsnr=0.9)
+    lines = peer_tables.summary({"AMX": result([EAGER, lossy, row("ours in openvino", "int8", 6.6)])})
+    assert lines[-1].endswith("within our budget | no alternative is within it |")
 
 
-def test_the_loss_is_shown_of_reduced_precision_alone() -> None:
+def test_each_speed_up_has_a_row_that_names_both_sides() -> None:
+    assert peer_tables.speedups({"full size": result(ROWS)})[-3:] == [
+        "| full size | int8 | openvino | naive export in OpenVINO, NNCF | 1.10× |",
+        "| full size | int8 | openvino | fastest alternative within our budget | 2.20× |",
+        "| full size | int8 | openvino | e3d_deploy with openvino, bf16 | 1.32× |",
+    ]
+    alone = peer_tables.speedups({"demo": result([EAGER, row("ours in openvino", "int8", 3.0)])})
+    assert alone[2:] == ["| demo | int8 | openvino | no alternative was timed | – |"]
+
+
+def test_conditions_are_shown_below_a_table() -> None:
+    assert peer_tables.conditions(
+        {"one": result(ROWS, clock="processor"), "other": result(ROWS, weights="trained")}
+    ) == [
+        "| *weights* | random | trained |",
+        "| *load of the machine* | 1.0 | 1.0 |",
+        "| *clock* | processor time | elapsed time |",
+    ]
+
+
+def test_the_loss_of_quality_is_shown_for_low_types_only() -> None:
     assert peer_tables.quality(result([EAGER])) == []
     lines = peer_tables.quality(result(ROWS))
-    assert lines[4] == "| naive in OpenVINO, NNCF, int8 | 1e-06 | 0.0000 | 0.9000 | no |"
+    assert lines[4] == "| naive export in OpenVINO, NNCF, int8 | 1e-06 | 0.0000 | 0.9000 | no |"
 
 
 def test_a_side_that_cannot_be_opened_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
