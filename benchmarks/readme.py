@@ -16,6 +16,7 @@ from benchmarks import peer_tables
 from benchmarks.common import RESULTS, demo_model
 from e3d_deploy import checkpoint
 from e3d_deploy.demo.exhibits import DIGITS, FILM, Exhibit
+from e3d_deploy.libraries import GPU
 from e3d_deploy.runtime.backends.specs import BACKENDS
 from e3d_deploy.shipped import extracted
 
@@ -229,48 +230,53 @@ def burn_in() -> str:
 
 
 def decay() -> str:
-    """The error by the age of the state and by renewal, before and after a burn-in, as Markdown."""
+    """Return the error by the age of the state, before and after a burn-in and of the shipped models, as Markdown."""
     found = result("decay")
     lines = [
-        "Squared error of the next 10 frames, mean a frame, by the age of the state; all ages of a row forecast "
-        f"the same frames ({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
+        "Squared error of the next 10 frames, summed over the pixels of a frame, mean over frames and windows "
+        f"({found['environment']['cpu']}, {found['environment']['date'][:10]}). The ages are in frames; all ages of a "
+        "column forecast the same frames.",
     ]
-    for kind, title in {"digits": "generated digits", "film": "pedestrians, a film"}.items():
+    for kind, title in {"digits": "generated digits", "film": "film of pedestrians"}.items():
         ages = list(found[f"after-{kind}"]["ages"])
-        lines += ["", f"| {title} | {' | '.join(ages)} | copying |", f"|---|{'---|' * len(ages)}---|"]
+        columns = {}
         for when in ("before", "after"):
             report = found[f"{when}-{kind}"]
-            values = " | ".join(f"{report['ages'][age]['mse']:.1f}" for age in ages)
-            label = f"{when} a burn-in, {report['windows']} windows"
-            lines.append(f"| {label} | {values} | {report['copy_last']['mse']:.1f} |")
-        lines.append(_recorded({"digits": DIGITS, "film": FILM}[kind], list(map(int, ages))))
+            errors = [*(report["ages"][age]["mse"] for age in ages), report["copy_last"]["mse"]]
+            columns[f"{when}, {report['windows']} windows"] = [f"{error:.1f}" for error in errors]
+        columns |= _recorded({"digits": DIGITS, "film": FILM}[kind], list(map(int, ages)))
+        lines += ["", f"| age, {title} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+        for age, *errors in zip([*ages, "copy last"], *columns.values(), strict=True):
+            lines.append(f"| {age} | {' | '.join(errors)} |")
     long = found["after-long"]
     lines += [
         "",
-        f"After a burn-in the error at age 1,000 is {long['ages']['1000']['ratio']:.2f} times that at age 10 "
+        f"After a burn-in the error at age 1,000 is {long['ages']['1000']['ratio']:.2f} times the error at age 10 "
         f"({long['windows']} windows of digits).",
     ]
     return "\n".join(lines)
 
 
-def _recorded(exhibit: Exhibit, ages: Sequence[int]) -> str:
-    """Return the row of a model that ships, from the record in its file."""
+def _recorded(exhibit: Exhibit, ages: Sequence[int]) -> dict[str, list[str]]:
+    """Return the column of a model that ships, from its file: title, errors by age, and error of copy last."""
     with extracted(exhibit.model) as path:
         decay, (height, width) = checkpoint.read_card(path).decay, checkpoint.load(path).config.image_size
     assert decay is not None
-    values = " | ".join(f"{decay.mean(age):.1f}" if age in decay.mse else "–" for age in ages)
-    label = f"the model that ships, {height}×{width}, {decay.clips} windows"
-    return f"| {label} | {values} | {np.mean(decay.copy_last):.1f} |"
+    errors = [f"{decay.mean(age):.1f}" if age in decay.mse else "–" for age in ages]
+    title = f"model that ships, {height}×{width}, {decay.clips} windows"
+    return {title: [*errors, f"{np.mean(decay.copy_last):.1f}"]}
 
 
 def renewals() -> str:
-    """The error of each renewal over one cycle, as Markdown."""
+    """Return the error of each renewal over one cycle as Markdown."""
     found = result("decay")
     lines = [
-        "| MSE a frame over one cycle (at its worst age) | frames seen | `none` | `refresh:2` | `replay` | copying |",
+        "MSE per frame, mean over one cycle of `refresh:2`; in parentheses at the worst age of the cycle:",
+        "",
+        "| video and weights | frames seen | `none` | `refresh:2` | `replay` | copy last |",
         "|---|---|---|---|---|---|",
     ]
-    for kind, title in {"digits": "digits", "film": "film"}.items():
+    for kind in ("digits", "film"):
         for when in ("before", "after"):
             report = found[f"{when}-{kind}"]["renewals"]
             cells = [
@@ -279,26 +285,22 @@ def renewals() -> str:
             ]
             first, last = report["frames_seen"]
             lines.append(
-                f"| {title}, {when} a burn-in | {first} to {last} | {' | '.join(cells)} | "
+                f"| {kind}, {when} a burn-in | {first} to {last} | {' | '.join(cells)} | "
                 f"{report['copy_last']['mse']:.1f} |"
             )
     return "\n".join(lines)
 
 
 def renewal_costs() -> str:
-    """The cost of renewals by backend, as Markdown."""
+    """Return the cost of renewals as Markdown, with a column for each backend, model and kind of graph."""
     files = sorted(RESULTS.glob("renewal_*.json"))
     first = json.loads(files[0].read_text())["environment"]
     lines = [
-        "Cost of a frame with `refresh:2`, C = 10, as a multiple of `none`, whole cycles with their restarts, and "
-        "what a push of `replay` costs; throughput of 8 streams that began at different frames, as a share of that "
-        f"with `none`, and the rows that are copied for it; processor time, one thread, in turn ({first['cpu']}, AVX2, "
-        f"{first['date'][:10]}):",
+        "Ratios of processor time for C = 10 over whole cycles, with their restarts; one thread, measured in turn "
+        f"({first['cpu']}, AVX2, {first['date'][:10]}). The 8 streams began at different frames:",
         "",
-        "| backend and model | graphs | one stream | a step of two | 8 streams | rows copied a frame and stream "
-        "| `replay`, a push |",
-        "|---|---|---|---|---|---|---|",
     ]
+    columns = {}
     for file in files:
         _, size, backend = file.stem.split("_", 2)
         found = json.loads(file.read_text())
@@ -306,12 +308,27 @@ def renewal_costs() -> str:
         for kind in ("batch 1", "batch any"):
             row, two = found[kind], found[kind]["step of two over step of one"]
             one, many = row["one stream"], row["8 streams"]["refresh:2"]
-            lines.append(
-                f"| {backend}, {model} | {kind} | {one['refresh:2']['times_none']:.2f} | "
-                f"{'–' if two is None else f'{two:.2f}'} | {many['throughput_of_none']:.2f} | "
-                f"{many['rows_gathered_per_frame']:.2f} | {one['replay']['times_none']:.3f} |"
-            )
+            columns[f"{backend}, {model}, {kind}"] = [
+                f"{one['refresh:2']['times_none']:.2f}",
+                "–" if two is None else f"{two:.2f}",
+                f"{many['throughput_of_none']:.2f}",
+                f"{many['rows_gathered_per_frame']:.2f}",
+                f"{one['replay']['times_none']:.3f}",
+            ]
+    lines += [f"| ratio | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for title, *cells in zip(COSTS_OF_RENEWALS, *columns.values(), strict=True):
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+COSTS_OF_RENEWALS = (
+    "time of a push, `refresh:2` over `none`",
+    "time of a step of two states over one",
+    "frames/s of 8 streams, `refresh:2` over `none`",
+    "rows copied per frame and stream, 8 streams",
+    "time of a push, `replay` over `none`",
+)
+"""Rows of the table that `renewal_costs` writes."""
 
 
 def memory() -> str:
@@ -503,15 +520,20 @@ def _time(side: dict[str, Any]) -> str:
 
 
 def backends_table() -> str:
-    """Return the table of all backends as Markdown, from their entries."""
-    lines = [
-        "| backend | device class | runs | precisions | install | ran on its hardware |",
-        "|---|---|---|---|---|---|",
+    """Return the two tables of all backends as Markdown, from their entries."""
+    lines = ["| backend | device class | runs | ran on hardware |", "|---|---|---|---|"]
+    lines += [f"| `{spec.name}` | {spec.device} | {spec.summary} | {spec.ran} |" for spec in BACKENDS.values()]
+    lines += [
+        "",
+        f"Backends of the device class gpu need {GPU}. Precisions are those of the bundle:",
+        "",
+        "| backend | precisions | install |",
+        "|---|---|---|",
     ]
     for spec in BACKENDS.values():
-        install = f"`{spec.install}`" + (f"; {spec.hardware}" if spec.hardware else "")
-        policies = ", ".join(spec.ordered_policies)
-        lines.append(f"| `{spec.name}` | {spec.device} | {spec.summary} | {policies} | {install} | {spec.ran} |")
+        more = spec.hardware.removesuffix(GPU).removesuffix(", ")
+        install = f"`{spec.install}`" + (f"; {more}" if more else "")
+        lines.append(f"| `{spec.name}` | {', '.join(spec.ordered_policies)} | {install} |")
     return "\n".join(lines)
 
 

@@ -114,7 +114,7 @@ ENTRIES = (
         policies=ALL_POLICIES - {"fp8"},
         variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
-        summary="engines that `e3d build --target tensorrt` built for this kind of GPU, with TensorRT 10 or 11",
+        summary="engines that `e3d build --target tensorrt` built for this kind of GPU (TensorRT 10 or 11)",
         ran="never",
     ),
     BackendSpec(
@@ -156,7 +156,7 @@ ENTRIES = (
         policies=ALL_POLICIES - {"int8", "fp8"},  # The PyTorch model has no quantised weights.
         cuda_builds=("torch",),
         runs_graphs=False,
-        summary="the PyTorch step with rings, as CUDA graphs for each batch size; full rings use a compiled step",
+        summary="the PyTorch step with rings, as CUDA graphs for each batch size",
         ran="yes, an H200, in bf16",
     ),
     BackendSpec(

@@ -203,7 +203,8 @@ def test_a_registered_backend_appears_in_every_command(
         assert "emulated, toy." in " ".join(e3d(command, "--help").stdout.split())
     assert ", toy" in e3d("verify", bundle_path, "--backend", "tflite", code=2).output
     assert "toy: its nodes are not timed" in e3d("profile", bundle_path, "--backend", "toy", code=4).output
-    assert "| `toy` | cpu | the ONNX graphs, unchanged, in NumPy | fp32 |" in backends_table()
+    assert "| `toy` | cpu | the ONNX graphs, unchanged, in NumPy | yes |" in backends_table()
+    assert "| `toy` | fp32 | `pip install onnx` |" in backends_table()
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: ["toy"])
     assert "auto selects toy" in e3d("doctor", "--bundle", bundle_path).stdout
 
