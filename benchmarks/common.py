@@ -53,8 +53,8 @@ def model_of(size: str, folder: Path) -> Path:
 
 
 def demo_model(result: Mapping[str, Any]) -> str:
-    """Return words for the demo model that a result is of: the one that ships, or another network before it."""
-    return "demo model" if result.get("demo_hidden") == demo_hidden() else "former demo model"
+    """Return words for the demo model that a result is of: the one that ships, or the 2×40 model."""
+    return "demo model" if result.get("demo_hidden") == demo_hidden() else "2×40 model"
 
 
 def demo_hidden() -> list[int]:

@@ -103,7 +103,7 @@ def test_results_are_sorted_by_kind_of_processor_with_the_plainest_run_first() -
         "full size",
         "full size, 2 threads, random weights",
         "full size, `google`, random weights",
-        "former demo model",
+        "2×40 model",
     ]
     assert peer_tables.title(result(ROWS, size="demo", demo_hidden=demo_hidden())) == "demo model"
     assert peer_tables.machine("amx", runs["peers_full_1_amx"]) == "AVX-512 and AMX (Some CPU, 2026-11-29)"
