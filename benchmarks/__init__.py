@@ -1,1 +1,4 @@
-"""Measurements. Each script prints what it measured and writes it to benchmarks/results/ as JSON."""
+"""Benchmarks of the package.
+
+Most scripts print their result and write it to benchmarks/results/ as JSON; the docstring of each names its files.
+"""

@@ -1,10 +1,10 @@
-"""Cost at one stream of graphs that take any number of streams, beside graphs that take one.
+"""Compare a bundle for any number of streams with a bundle for one stream, when both follow one stream.
 
-    python -m benchmarks.any_batch [--size demo|full] [--rounds 61]
+    python -m benchmarks.any_batch [--size demo|full] [--rounds 61] [--openings 9]
 
-Steps of the two bundles take turns in one process, for each backend and number of threads. Opening to the first
-forecast frame is timed in fresh processes in turn. Processor time is what counts, as other processes disturb it less;
-time by the clock stands beside it.
+Steps of the two bundles are timed in turn in one process, for each backend and number of threads. The time from opening
+a bundle to the first forecast frame is measured in new processes, in turn. Judge by processor time, which other
+processes disturb less; elapsed time is recorded next to it. Writes benchmarks/results/any_batch_SIZE.json.
 """
 
 import subprocess
@@ -28,7 +28,7 @@ from e3d_deploy.runtime.backends.registry import open_backend
 
 BACKENDS, THREADS = ("onnxruntime", "openvino"), (1, 2)
 CALLS = {"demo": 10, "full": 2}
-"""Steps in a block, by size of the model."""
+"""Number of steps in a block, by size of the model."""
 FIRST = """
 import sys, time
 import numpy as np
@@ -42,13 +42,13 @@ print(time.perf_counter() - started[0], time.process_time() - started[1])
 
 
 def bundles(size: str, folder: Path) -> dict[str, Path]:
-    """Export the model of a size for one stream and for any number."""
+    """Export the model twice: for one stream and for any number of streams."""
     source = model_of(size, folder)
     return {name: export(source, folder / f"{name}.e3d", batch=batch) for name, batch in (("one", 1), ("any", None))}
 
 
 def stepper(backend: Backend, config: ModelConfig) -> Callable[[], None]:
-    """Return a call that steps one stream, whose ring is full."""
+    """Return a function that steps one stream whose ring is full."""
     frame = np.random.default_rng(0).random(contract.frame(config).shape, np.float32)
     state = backend.initial_state(1)
 
@@ -62,7 +62,7 @@ def stepper(backend: Backend, config: ModelConfig) -> Callable[[], None]:
 
 
 def cost(sides: dict[str, Any]) -> dict[str, Any]:
-    """Return the medians of both sides and by how much `any` costs more, as a share."""
+    """Return the medians of both sides, and the extra cost of `any` as a share of `one`, median and range."""
     return {
         "one_ms": sides["one"]["median_ms"],
         "any_ms": sides["any"]["median_ms"],
@@ -72,7 +72,7 @@ def cost(sides: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps(paths: dict[str, Path], rounds: int, calls: int) -> dict[str, Any]:
-    """Time a step of one stream on every backend and number of threads."""
+    """Time a step of one stream, for every backend and number of threads."""
     found = {}
     for name in BACKENDS:
         for threads in THREADS:
@@ -89,7 +89,7 @@ def steps(paths: dict[str, Path], rounds: int, calls: int) -> dict[str, Any]:
 
 
 def openings(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Time from opening to the first forecast frame, of fresh processes in turn (seconds)."""
+    """Time new processes, in turn, from opening the bundle to the first forecast frame (s)."""
     found = {}
     for name in BACKENDS:
         taken: dict[str, list[list[float]]] = {side: [] for side in paths}
@@ -98,7 +98,7 @@ def openings(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
                 command = [sys.executable, "-c", FIRST, str(path), name]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 taken[side].append([float(number) for number in done.stdout.split()])
-        times = {side: np.array(values) for side, values in taken.items()}  # [rounds, clock and processor]
+        times = {side: np.array(values) for side, values in taken.items()}  # [rounds, 2]: elapsed, processor
         ratios = times["any"] / times["one"]
         found[name] = {
             label: {
@@ -112,15 +112,16 @@ def openings(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--size", type=click.Choice(list(CALLS)), default="demo", show_default=True)
-@click.option("--rounds", default=61, show_default=True, help="Blocks of steps of each side.")
-@click.option("--openings", "opened", default=9, show_default=True, help="Fresh processes of each side.")
+@click.option("--rounds", default=61, show_default=True, help="Number of blocks of steps of each side.")
+@click.option("--openings", "opened", default=9, show_default=True, help="Number of new processes of each side.")
 def main(size: str, rounds: int, opened: int) -> None:
+    """Compare a bundle for any number of streams with a bundle for one stream."""
     with tempfile.TemporaryDirectory() as name:
         paths = bundles(size, Path(name))
         save(
             f"any_batch_{size}",
             {
-                "what": f"one stream, {size} model: a bundle for any number of streams beside one for one stream",
+                "what": f"one stream, {size} model: bundle for any number of streams compared with bundle for one",
                 "steps": steps(paths, rounds, CALLS[size]),
                 "opening_to_first_frame": openings(paths, opened),
             },

@@ -1,14 +1,15 @@
-"""Eight streams in one step beside eight steps of one stream each, on each backend and precision.
+"""Compare one step of eight streams with eight steps of one stream each, on each backend and precision.
 
     taskset -c 0 python -m benchmarks.batched [--size full|demo] [--streams 8] [--threads 1] [--folder exports]
 
-Both sides run the same bundle, exported for any number of streams, with full rings, and take turns in one process.
-Writes benchmarks/results/batched_SIZE_STREAMS_THREADS_PROCESSOR.json.
+Both sides run the same bundle, exported for any number of streams, with full rings, and are timed in turn in one
+process. Writes benchmarks/results/batched_SIZE_STREAMS_THREADS_PROCESSOR.json.
 
-Prediction: 1.3 times as fast in bf16 on a processor with AMX, where a step of one stream is bound by reading weights;
-nearly nothing in float32, where products alone fill the core. Measured with AVX-512 and bfloat16, no AMX: nothing in
-either. All weights are 26 MB in bfloat16, which take 1 to 3 ms of a step of 93 ms to read at 10 to 20 GB/s; the rest is
-work that grows with the streams. A step of 25 ms, as on AMX, could gain a tenth by that.
+Prediction: one step of eight streams is 1.3 times as fast in bf16 on a processor with AMX, where reading the weights
+limits a step of one stream; there is almost no gain in float32, where the arithmetic uses the whole core. Measured with
+AVX-512 and bfloat16, without AMX: no gain in either. The weights are 26 MB in bfloat16. Reading them at 10 to 20 GB/s
+takes 1 to 3 ms of a step of 93 ms; the rest of the work grows with the number of streams. On AMX, where a step takes
+about 25 ms, the gain could be a tenth.
 """
 
 import tempfile
@@ -32,7 +33,7 @@ BACKENDS, PRECISIONS = ("onnxruntime", "openvino"), ("fp32", "bf16")
 
 
 def stepper(backend: Backend, arrays: dict[str, Any], batch: int, steps: int) -> Callable[[], None]:
-    """Return a call that steps so many states of `batch` streams each, all rings full."""
+    """Return a function that steps `steps` states of `batch` streams each, with full rings, once."""
     wide = {name: np.repeat(value, batch, axis=0) for name, value in arrays.items()}
     frame = wide.pop(contract.FRAME)
     states = [backend.from_arrays(wide) for _ in range(steps)]
@@ -47,7 +48,7 @@ def stepper(backend: Backend, arrays: dict[str, Any], batch: int, steps: int) ->
 def measure(
     bundle: Bundle, name: str, *, streams: int, threads: int, rounds: int, clock: turns.Clock
 ) -> dict[str, Any]:
-    """Time a round of all streams, one by one and batched, in turn."""
+    """Time a round of all streams in turn: stepped one by one, and in one batch."""
     arrays = feed(bundle.config)
     with open_backend(bundle, name, threads=threads) as backend:
         sides = {
@@ -69,8 +70,13 @@ def measure(
 @click.option("--threads", default=1, show_default=True)
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="As of benchmarks.peers.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which exports are kept and reused, shared with benchmarks.peers.",
+)
 def main(size: str, streams: int, threads: int, folder: Path | None, clock: str, rounds: int) -> None:
+    """Compare one step of several streams with steps of one stream each."""
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,7 +93,7 @@ def main(size: str, streams: int, threads: int, folder: Path | None, clock: str,
                 rows.append({"backend": name, "precision": precision, **found})
     kind = processor_kind()
     result = {
-        "what": f"a round of {streams} streams, rings full: steps of one stream each, and one step of all",
+        "what": f"a round of {streams} streams, rings full: steps of one stream each, and one step of all streams",
         "size": size,
         "semantics": "paper",
         "streams": streams,

@@ -1,4 +1,4 @@
-"""Error of the forecasts by the age of the state, of models that were trained with and without a burn-in.
+"""Forecast error by age of the state, for models that were trained with and without a burn-in.
 
     git show faccf7a:e3d_deploy/demo/moving_mnist.safetensors > start.safetensors
     common="--data moving-mnist:9 --data e3d_deploy/data/clips/pedestrians_train.mp4:1
@@ -12,9 +12,9 @@
     python -m benchmarks.burn_in --start start.safetensors --run none runs/none --run tenth runs/tenth \\
         --run all runs/all
 
-Writes benchmarks/results/burn_in.json, burn_in_digits.png and burn_in_film.png. The weights that training began with
-are measured too. Results of runs that are not given stay. All
-ages are measured on the same frames: a state of age n has seen the n frames before them.
+The weights that training started from (`--start`) are measured too. All ages are measured on the same forecast frames:
+a state of age n has seen the n frames before these. Writes benchmarks/results/burn_in.json, burn_in_digits.png and
+burn_in_film.png; earlier results of other runs are kept.
 """
 
 import json
@@ -39,13 +39,16 @@ from e3d_deploy.runtime import Stream
 AGES = {"digits": (5, 10, 20, 60, 150), "film": (5, 10, 20, 60)}
 HORIZON, LENGTH, SEED = 10, 170, 2
 Clip = NDArray[np.uint8]
-"""Frames [T, H, W, C]."""
+"""Pictures, uint8 [T, H, W, C]."""
 
 
 def clips(count: int) -> dict[str, list[Clip]]:
-    """Return clips of each kind, whose last frames are forecast and whose others give the state its age.
+    """Return clips of each kind; their last `HORIZON` frames are forecast, and the frames before them age the state.
 
-    Of the film these are all windows that are long enough for the highest age.
+    The clips of the film are all its windows that are long enough for the highest age.
+
+    Args:
+        count: number of clips of digits.
     """
     digits = load_digits("test")
     film = read_clips(PEDESTRIANS, Form(image_size=(64, 64), channels=1)).frames[0]
@@ -57,7 +60,10 @@ def clips(count: int) -> dict[str, list[Clip]]:
 
 
 def error(stream: Stream, windows: Sequence[Clip], age: int) -> float:
-    """Return the squared error a frame, mean over forecasts and windows; predictions are clipped to [0, 1]."""
+    """Return the squared error of forecasts at an age: sum over pixels, mean over frames and windows.
+
+    Forecasts are clipped to [0, 1].
+    """
     errors = []
     for window in windows:
         stream.reset()
@@ -68,19 +74,26 @@ def error(stream: Stream, windows: Sequence[Clip], age: int) -> float:
 
 
 def squares(forecast: NDArray[np.float32], window: Clip) -> float:
-    """Return the squared error a frame of a forecast of the last frames of a window, [horizon, C, H, W]."""
+    """Return the squared error of a forecast of the last frames of a window: sum over pixels, mean over frames.
+
+    Args:
+        forecast: [horizon, C, H, W], or [1, C, H, W] to use one frame for all.
+    """
     truth = np.moveaxis(window[-HORIZON:], -1, 1) / np.float32(255)
     return float(np.square(forecast - truth).sum() / HORIZON)
 
 
 def copying(windows: Sequence[Clip]) -> float:
-    """Return the error of the last frame of the context taken for each of the next."""
+    """Return the error of the baseline that repeats the last frame of the context as its forecast."""
     last = [np.moveaxis(window[-HORIZON - 1, None], -1, 1) / np.float32(255) for window in windows]
     return float(np.mean([squares(frame, window) for frame, window in zip(last, windows, strict=True)]))
 
 
 def measure(path: Path, windows: Mapping[str, Sequence[Clip]]) -> dict[str, dict[str, float]]:
-    """Return the errors of a model file by kind of clip and age, in ONNX Runtime, which is faster than PyTorch here."""
+    """Return the errors of a model file by kind of clip and age.
+
+    The model runs in ONNX Runtime, which is faster than PyTorch here.
+    """
     with tempfile.TemporaryDirectory() as name:
         bundle = export(path, Path(name) / "model.e3d")
         with runtime.load(bundle, "onnxruntime", threads=1) as predictor:
@@ -89,7 +102,7 @@ def measure(path: Path, windows: Mapping[str, Sequence[Clip]]) -> dict[str, dict
 
 
 def training(run: Path) -> dict[str, Any]:
-    """Return the steps of a run and the settings that tell it from the others."""
+    """Return the number of steps of a run and the settings in which the runs differ."""
     settings = json.loads((run / "config.json").read_text())
     state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     kept = {name: settings["train"].get(name) for name in ("burn_in", "burn_in_steps", "steps", "learning_rate")}
@@ -97,14 +110,18 @@ def training(run: Path) -> dict[str, Any]:
 
 
 def before(numbers: Mapping[str, int]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return errors and training of earlier calls, if they were measured on as many windows."""
+    """Return the recorded errors and training settings of earlier calls; empty unless they used the same windows.
+
+    Args:
+        numbers: number of windows of each kind.
+    """
     path = RESULTS / "burn_in.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     return (found["mse"], found["training"]) if found.get("windows") == numbers else ({}, {})
 
 
 def draw(kind: str, rows: Mapping[str, Mapping[str, Any]], copied: float) -> None:
-    """Write the picture of one kind of clips."""
+    """Plot the errors for one kind of clips."""
     ages = AGES[kind]
     series = {name: [row[kind][str(age)] for age in ages] for name, row in rows.items()}
     series["copying the last frame"] = [copied] * len(ages)
@@ -114,13 +131,18 @@ def draw(kind: str, rows: Mapping[str, Mapping[str, Any]], copied: float) -> Non
 
 @click.command()
 @click.option(
-    "--run", "runs", multiple=True, type=(str, click.Path(path_type=Path, exists=True)), help="Name and run folder."
+    "--run",
+    "runs",
+    multiple=True,
+    type=(str, click.Path(path_type=Path, exists=True)),
+    help="Name and folder of a run.",
 )
 @click.option(
-    "--start", type=click.Path(path_type=Path, exists=True), required=True, help="Weights that the runs began with."
+    "--start", type=click.Path(path_type=Path, exists=True), required=True, help="Weights that the runs started from."
 )
-@click.option("--clips", "count", default=64, help="Clips of digits.")
+@click.option("--clips", "count", default=64, help="Number of clips of digits.")
 def main(runs: tuple[tuple[str, Path], ...], start: Path, count: int) -> None:
+    """Measure the forecast error by age of the state."""
     windows = clips(count)
     numbers = {kind: len(of_kind) for kind, of_kind in windows.items()}
     copied = {kind: copying(of_kind) for kind, of_kind in windows.items()}

@@ -1,11 +1,13 @@
-"""The composed clip graph against torch.onnx.export of the unrolled network.
+"""Compare the clip graph that this package composes with torch.onnx.export of the unrolled network (naive).
 
     python -m benchmarks.clip [--size full|demo] [--threads 1] [--keep FOLDER] [--builds 1]
 
-Both 10→10, with the history as it grows. Says how long each took to make, its nodes, and how fast it is in ONNX
-Runtime; with --builds, how long TensorRT-RTX takes to build each and how large its plan is, in place of the times; ours
-gives the states after the clip too, so one without them stands beside. The naive export takes many minutes: --keep
-leaves the graphs in a folder and takes them from there.
+Both graphs forecast 10 frames from 10, with a history that grows. Measures the time to make each graph, its number of
+nodes, and its time in ONNX Runtime. With --builds, TensorRT-RTX builds the graphs in place of ONNX Runtime, and the
+build times and the sizes of the plans are measured. Our graph also returns the states after the clip, so a graph
+without them is built too. The naive export takes many minutes; --keep stores the graphs in a folder and reuses them.
+
+Writes benchmarks/results/clip_SIZE_THREADS.json, or clip_builds_SIZE.json with --builds.
 """
 
 import json
@@ -37,7 +39,7 @@ CONTEXT = HORIZON = 10
 
 
 class Unrolled(nn.Module):
-    """The forecast alone, as one would export it."""
+    """Network whose only output is the forecast, for a naive export."""
 
     def __init__(self, model: E3DLSTM) -> None:
         super().__init__()
@@ -49,12 +51,14 @@ class Unrolled(nn.Module):
 
 
 def naive_export(model: E3DLSTM, context: Tensor, path: Path) -> None:
+    """Write the unrolled network with torch.onnx.export."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(Unrolled(model).eval(), (context,), str(path), opset_version=20, dynamo=True, verbose=False)
 
 
 def our_export(model: E3DLSTM, path: Path, variant: Variant, *, states: bool) -> None:
+    """Write our clip graph, with or without the states after the clip as outputs."""
     core = expand(export_core(model, 1), variant)
     graph = clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON)
     if not states:
@@ -63,7 +67,7 @@ def our_export(model: E3DLSTM, path: Path, variant: Variant, *, states: bool) ->
 
 
 def make(name: str, model: E3DLSTM, context: Tensor, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The graph of a side, and what making it took; taken from the folder if it is there."""
+    """Return the graph of a side, with the time to make it (s) and its number of nodes; reuse the graph in `folder`."""
     path, about = folder / name / "clip.onnx", folder / name / "made.json"
     if not about.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def make(name: str, model: E3DLSTM, context: Tensor, folder: Path) -> tuple[Path
 
 
 def run(paths: dict[str, Path], context: Tensor, threads: int, rounds: int) -> dict[str, Any]:
-    """Times in ONNX Runtime, the sides in turn, and how far they are apart."""
+    """Time the graphs in ONNX Runtime in turn; return the times and the largest difference between their forecasts."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     sides, answers = {}, {}
@@ -94,7 +98,7 @@ def run(paths: dict[str, Path], context: Tensor, threads: int, rounds: int) -> d
 
 
 def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Seconds and bytes of the TensorRT-RTX plans, the sides in turn; `rounds` is how often each was built."""
+    """Build TensorRT-RTX plans of the graphs in turn; return the build times (s), plan sizes and numbers of builds."""
     trt = library("tensorrt-rtx")
 
     builds: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in paths}
@@ -113,9 +117,10 @@ def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
 @click.option("--size", type=click.Choice(["full", "demo"]), default="demo", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the graphs, taken from there if they are.")
-@click.option("--builds", default=0, help="How often to build each with TensorRT-RTX.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder in which the graphs are kept and reused.")
+@click.option("--builds", default=0, help="Number of TensorRT-RTX builds of each graph; 0 times ONNX Runtime instead.")
 def main(size: str, threads: int, rounds: int, keep: Path | None, builds: int) -> None:
+    """Compare the composed clip graph with a naive export."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = (checkpoint.load(MODEL) if size == "demo" else E3DLSTM(ModelConfig())).eval()

@@ -1,4 +1,4 @@
-"""Models, results and timing in turn, for all benchmarks."""
+"""Models, result files and timing in turn, shared by all benchmarks."""
 
 import json
 import platform
@@ -20,19 +20,21 @@ from e3d_deploy.model import E3DLSTM
 
 RESULTS = Path(__file__).parent / "results"
 FULL = Path(__file__).parents[1] / "models" / "moving_mnist_64x4.safetensors"
-"""The trained full-size model of a checkout."""
+"""Trained full-size model; it is part of the checkout, not of the installed package."""
 FEATURES = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}
-"""Kinds of processor with the flag of /proc/cpuinfo that tells each, the fastest first."""
+"""Flag in /proc/cpuinfo that identifies each kind of processor, ordered from fastest to slowest."""
 
 CLOCKS: dict[str, turns.Clock] = {"wall": time.perf_counter, "processor": time.process_time}
-CLOCK_HELP = "Time by the wall clock, or that of the processor, which other processes on the machine disturb less."
+CLOCK_HELP = "Clock of the timings: elapsed time (wall) or processor time, which other processes disturb less."
 
 
 def processor_kind(flags: Collection[str] | None = None) -> str:
-    """Return the kind of a processor by its fastest instructions, or its architecture if it has none of them.
+    """Return the kind of a processor, named after its fastest instructions.
+
+    A processor with none of the flags in `FEATURES` is named after its architecture, such as `x86-64`.
 
     Args:
-        flags: as /proc/cpuinfo names them; None for those of this machine.
+        flags: flags in the spelling of /proc/cpuinfo; None reads those of this machine.
     """
     if flags is None:
         flags = cpu_flags()
@@ -40,11 +42,11 @@ def processor_kind(flags: Collection[str] | None = None) -> str:
 
 
 def _architecture() -> str:
-    return platform.machine().lower().replace("_", "-")  # names of results are split at underscores
+    return platform.machine().lower().replace("_", "-")  # result names are split at underscores
 
 
 def model_of(size: str, folder: Path) -> Path:
-    """Return the model file of the demo, or write one of the full size with random weights, always the same."""
+    """Return the demo's model file, or write a full-size model with random weights of a fixed seed to `folder`."""
     if size == "demo":
         return MODEL
     torch.manual_seed(0)
@@ -53,17 +55,21 @@ def model_of(size: str, folder: Path) -> Path:
 
 
 def demo_model(result: Mapping[str, Any]) -> str:
-    """Return words for the demo model that a result is of: the one that ships, or the 2×40 model."""
+    """Return the label of the demo model that a result was measured on: the shipped model or the 2×40 model."""
     return "demo model" if result.get("demo_hidden") == demo_hidden() else "2×40 model"
 
 
 def demo_hidden() -> list[int]:
-    """Return the channels of each layer of the demo model that ships."""
+    """Return the number of hidden channels of each layer of the shipped demo model."""
     return list(checkpoint.load(MODEL).config.hidden)
 
 
 def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) -> None:
-    """Write a result with the machine, versions and date, and print it."""
+    """Add machine, versions and date to a result, write it to benchmarks/results/NAME.json, and print it.
+
+    Args:
+        threads: number of threads that the benchmark ran with; recorded with the machine.
+    """
     RESULTS.mkdir(exist_ok=True)
     whole = {"benchmark": name, **result, "demo_hidden": demo_hidden(), "environment": environment(threads)}
     text = json.dumps(whole, indent=1)
@@ -78,14 +84,17 @@ def compare(
     calls: int,
     clock: turns.Clock = time.perf_counter,
 ) -> dict[str, Any]:
-    """Time the sides block by block, A B A B …; the first is what the others are compared with.
+    """Time the sides in turn, one block of calls each per round; compare them with the first side.
 
     Args:
-        clock: in seconds; `time.process_time` where other processes load the machine.
+        sides: functions to time, by name.
+        rounds: number of blocks of each side.
+        calls: number of calls in a block.
+        clock: clock of the timings (s); `time.process_time` suits a machine that other processes load.
 
     Returns:
-        Per side the median of the blocks' medians in ms; per other side the median of its speed-ups
-        within a round, and the range of these.
+        For each side, `median_ms`, the median of the medians of its blocks. For each side but the first, also the
+        median and the range of its speed-up over the first side in the same round.
     """
     for side in sides.values():
         for _ in range(max(2, calls // 2)):

@@ -1,4 +1,4 @@
-"""Error of forecasts by the age of the state and by renewal, before and after fine-tuning with a burn-in.
+"""Forecast error by age of the state and by renewal, before and after fine-tuning with a burn-in.
 
     git show faccf7a:e3d_deploy/demo/moving_mnist.safetensors > before.safetensors
     e3d export before.safetensors -o before.e3d
@@ -13,7 +13,8 @@
     e3d evaluate after.e3d $measure --most 16 --ages 10,1000 --renewals none > after-long.json
     python -m benchmarks.decay FOLDER
 
-Puts the reports in FOLDER into benchmarks/results/decay.json, and draws docs/streams_decay.png.
+FOLDER contains the five reports of `e3d evaluate`. Writes the reports to benchmarks/results/decay.json, and the plot
+docs/streams_decay.png.
 """
 
 import json
@@ -31,13 +32,14 @@ AGES = (1, 2, 3, 5, 10, 12, 15, 20, 30, 60, 100, 150)
 
 
 def ratios(report: dict[str, Any]) -> list[float]:
-    """Return the error at each of AGES as a multiple of that at the context of training."""
+    """Return the error at each of `AGES`, divided by the error at the age that equals the training context."""
     return [report["ages"][str(age)]["ratio"] for age in AGES]
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 def main(folder: Path) -> None:
+    """Collect the reports in FOLDER and plot the error by age."""
     reports = {name: json.loads((folder / f"{name}.json").read_text()) for name in NAMES}
     for report in reports.values():
         del report["model"], report["identity"]

@@ -2,9 +2,10 @@
 
     python -m benchmarks.demo_quality [--film] [--run RUN_FOLDER --command COMMAND]...
 
-The model of digits is measured on 1,000 generated clips, that of film on every window of the test film. Writes the card
-that ships with the model, e3d_deploy/demo/moving_mnist.json or pedestrians.json. With the runs that made it, one after
-the other, their commands, settings and curve go into it; without, those in the card stay.
+The model of digits is measured on 1,000 generated clips; with `--film`, the model of film is measured on every window
+of the test film. Writes the card that ships with the model: e3d_deploy/demo/moving_mnist.json or pedestrians.json.
+`--run` and `--command` name the training runs of the model, in order; the commands, the settings and the learning curve
+are then written to the card too. Otherwise the card keeps those that it contains.
 """
 
 import csv
@@ -31,11 +32,17 @@ from e3d_deploy.shipped import extracted
 
 SEQUENCES = 1000
 TAKEN_FROM = {"mse": ORIGINAL, "mae": ORIGINAL, "psnr": OPENSTL, "ssim": OPENSTL}
-"""The measures of the card, all of clipped predictions, and the convention that takes them so."""
+"""Measures of the card, each with the convention that computes it; all from clipped predictions."""
 
 
 def measure(exhibit: Exhibit, most: int = SEQUENCES) -> dict[str, Any]:
-    """Every measure per predicted frame, mean over at most so many clips, for the model and for two baselines."""
+    """Return each measure per predicted frame, for the model and two baselines.
+
+    Measures are means over the clips.
+
+    Args:
+        most: maximum number of clips.
+    """
     with extracted(exhibit.model) as path:
         model, card = checkpoint.load(path), checkpoint.read_card(path)
     task, tests = clips(exhibit, Form.of(model.config, card))
@@ -54,7 +61,7 @@ def measure(exhibit: Exhibit, most: int = SEQUENCES) -> dict[str, Any]:
 
 
 def clips(exhibit: Exhibit, form: Form) -> tuple[str, Iterable[Frames]]:
-    """Return words for the test clips of a model, and the clips, float [T, C, H, W]."""
+    """Return a description of the test clips of a model, and the clips, each float [T, C, H, W]."""
     task = f"{CONTEXT} frames given, {HORIZON} predicted"
     if exhibit is FILM:
         windows = film_windows(form)
@@ -65,13 +72,17 @@ def clips(exhibit: Exhibit, form: Form) -> tuple[str, Iterable[Frames]]:
 
 
 def curve(runs: Sequence[Path]) -> dict[str, list[float]]:
-    """The validation error over the steps of runs that follow each other, each over all its starts."""
+    """Return the validation error by optimizer step.
+
+    Args:
+        runs: folders of successive runs; the log files of a run that was continued are joined.
+    """
     steps, errors, before = [], [], 0
     for run in runs:
         for file in sorted(run.glob("logs/version_*/metrics.csv")):
             with file.open() as opened:
                 rows = list(csv.DictReader(opened))
-            valid = [row for row in rows if row.get("valid_mse")]  # a start may end before a validation
+            valid = [row for row in rows if row.get("valid_mse")]  # a continued run may have ended before a validation
             steps += [before + int(row["step"]) + 1 for row in valid]
             errors += [round(float(row["valid_mse"]), 2) for row in valid]
         before += int(torch.load(run / "last.ckpt", weights_only=True)["global_step"])
@@ -79,10 +90,17 @@ def curve(runs: Sequence[Path]) -> dict[str, list[float]]:
 
 
 @click.command()
-@click.option("--film", is_flag=True, help="Measure the model of film.")
-@click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path, exists=True), help="Run folder.")
-@click.option("--command", "commands", multiple=True, help="The command that made the run.")
+@click.option("--film", is_flag=True, help="Measure the model of film instead of digits.")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Run folder; repeat for successive runs.",
+)
+@click.option("--command", "commands", multiple=True, help="Command of the run; repeat in the order of --run.")
 def main(film: bool, runs: tuple[Path, ...], commands: tuple[str, ...]) -> None:
+    """Measure a demo model and write its card."""
     exhibit = FILM if film else DIGITS
     path = Path(str(exhibit.card))
     card = json.loads(path.read_text()) if path.exists() else {}

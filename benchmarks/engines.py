@@ -1,8 +1,9 @@
-"""TensorRT-RTX engines on this machine's processor: what building costs, and what the cache saves.
+"""Build time and size of TensorRT-RTX engines, and the time to take them from the engine cache.
 
     python -m benchmarks.engines [PRECISION...]
 
-The graphs are those of `e3d export --backend tensorrt-rtx`.
+Builds the graphs of `e3d export --backend tensorrt-rtx` in the given precision policies, or in all. TensorRT-RTX must
+be installed; no GPU is used. Writes benchmarks/results/engines.json after each bundle.
 """
 
 import dataclasses
@@ -39,10 +40,10 @@ def main(precisions: Sequence[str]) -> None:
         rows, hits = [], {}
         for what, model, graphs in (("demo", DEMO, None), ("full size", folder / "full.safetensors", ["step"])):
             for precision in precisions:
-                # Of random weights nothing is expected, so nothing is judged.
+                # The budget is unlimited, because the drift of random weights says nothing about a policy.
                 budget = None if precision == "fp32" else Budget(difference=1e9)
                 options: dict[str, Any] = {"precision": precision, "backend": "tensorrt-rtx", "budget": budget}
-                if graphs == ["step"]:  # which is the same however long a clip is
+                if graphs == ["step"]:  # the step graph does not depend on the clip, so a short clip saves time
                     options |= {"context_length": 2, "horizon": 2}
                 path = export(model, folder / "bundle.e3d", overwrite=True, **options)
                 bundle = only(Bundle.open(path), graphs)
@@ -51,10 +52,11 @@ def main(precisions: Sequence[str]) -> None:
                 rows += [{"model": what, **row(bundle, graph, one)} for graph, one in sidecars.items()]
                 if precision == "fp32":
                     hits[what] = measure_hits(bundle, cache, folder)
-                report(rows, hits)  # what there is so far: all of it takes half an hour
+                report(rows, hits)  # after each bundle, because all of them take half an hour
 
 
 def report(rows: list[dict[str, Any]], hits: dict[str, Any]) -> None:
+    """Print and write the results so far."""
     (builder,) = {one["builder"] for one in rows}
     plans = [{name: value for name, value in one.items() if name != "builder"} for one in rows]
     what = "TensorRT-RTX plans of the demo model, 10→10, and of hidden 4×64, 64×64, patch 4; built, not run"
@@ -62,12 +64,13 @@ def report(rows: list[dict[str, Any]], hits: dict[str, Any]) -> None:
 
 
 def only(bundle: Bundle, graphs: list[str] | None) -> Bundle:
-    """A bundle as if it had some of its graphs alone."""
+    """Return a bundle whose manifest lists only the named graphs; None keeps all."""
     kept = tuple(entry for entry in bundle.manifest.graphs if graphs is None or entry.name in graphs)
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, graphs=kept))
 
 
 def row(bundle: Bundle, graph: str, sidecar: EngineSidecar) -> dict[str, Any]:
+    """Return the entry of one plan for JSON."""
     return {
         "graph": graph,
         "precision": sidecar.precision.proved,
@@ -80,7 +83,7 @@ def row(bundle: Bundle, graph: str, sidecar: EngineSidecar) -> dict[str, Any]:
 
 
 def measure_hits(bundle: Bundle, cache: EngineCache, folder: Path, times: int = 20) -> dict[str, Any]:
-    """The median of taking one plan out of the cache, and of a whole build in which all are there."""
+    """Return the median time to take each plan from the cache, and of a build whose plans are all cached (ms)."""
     entries = cache.entries()[-len(bundle.graphs) :]
     taking = {}
     for entry in entries:
@@ -101,6 +104,7 @@ def measure_hits(bundle: Bundle, cache: EngineCache, folder: Path, times: int = 
 
 
 def milliseconds(spent: list[float]) -> float:
+    """Return the median of times in seconds (ms)."""
     return round(1000 * float(np.median(spent)), 2)
 
 

@@ -1,6 +1,8 @@
-"""Time and memory of exporting the full-size model, step, rollout and clip 10→10, in a process of its own.
+"""Time and peak memory of exporting the full-size model: step, rollout and clip graph for 10 frames from 10.
 
-python -m benchmarks.export
+    python -m benchmarks.export
+
+Writes benchmarks/results/export_full.json.
 """
 
 import resource

@@ -1,14 +1,15 @@
-"""Benchmark of the data loader: sequences of Moving MNIST per second and process.
+"""Throughput of the data loader: Moving MNIST sequences per second from one process.
 
     python -m benchmarks.loader [--seconds 10]
 
-Rows: the generator alone; samples as training takes them; the same through one worker of a DataLoader in batches of
-32, as float32 (what `e3d train` does) and as uint8, which is a quarter of the bytes between the processes. Sequences
-per second of wall time and of processor time, the latter of the worker too. Writes benchmarks/results/loader.json.
+There are four rows: the generator; the samples of the training data set; and these samples through one DataLoader
+worker in batches of 32, as float32 (like `e3d train`) and as uint8, which sends a quarter of the bytes between the
+processes. Each row has sequences per second of elapsed time and of processor time, which includes the worker's. Writes
+benchmarks/results/loader.json.
 
-Predictions, written before the first run: generator 900 and samples 800 per processor second; one worker 700 as
-float32 and 800 as uint8. A quarter of an hour on a GPU needs 250 in all, so 32 per worker of eight: uint8 is worth its
-own path only if float32 gives less than 100.
+Predictions, written before the first run: 900 (generator) and 800 (samples) sequences per second of processor time;
+through one worker 700 as float32 and 800 as uint8. A training of a quarter of an hour on a GPU needs 250 sequences per
+second, which is 32 from each of eight workers. So a path for uint8 is worthwhile only if float32 reaches less than 100.
 """
 
 import resource
@@ -30,7 +31,7 @@ LENGTH, BATCH = 20, 32
 
 
 class Bytes(Dataset[Tensor]):
-    """Moving MNIST as uint8 [T, 1, H, W]."""
+    """Moving MNIST clips, uint8 [T, 1, H, W]."""
 
     def __init__(self) -> None:
         self.digits = load_digits("train")
@@ -44,32 +45,39 @@ class Bytes(Dataset[Tensor]):
 
 
 class Floats(MovingMNIST):
-    """Moving MNIST as it is trained on, with an end."""
+    """Samples of `e3d train` with a length, which the default sampler of a DataLoader needs."""
 
     def __len__(self) -> int:
         return 10**6
 
 
 def processor_s() -> float:
-    """Return the processor time of this process and of those that it waited for (seconds)."""
+    """Return the processor time of this process and of its ended children (s)."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def rate(make: Callable[[], Iterator[int]], seconds: float) -> dict[str, Any]:
-    """Take sequences, some at a time, for some seconds; the first are not counted."""
+    """Make sequences for a time (s); return their number per second of elapsed time and of processor time.
+
+    The number and the elapsed time start after the first batch; the processor time includes it.
+
+    Args:
+        make: returns an iterator that makes some sequences, yields their number, and continues.
+    """
     started_processor = processor_s()
     batches = make()
     next(batches)
     done, started = 0, time.perf_counter()
     while (wall := time.perf_counter() - started) < seconds:
         done += next(batches)
-    del batches  # ends the worker, whose processor time is known then
+    del batches  # the processor time of a worker is known only after its end
     used = processor_s() - started_processor
     return {"sequences_per_s": round(done / wall, 1), "sequences_per_processor_s": round(done / used, 1)}
 
 
 def one_by_one(sample: Callable[[int], object]) -> Iterator[int]:
+    """Make samples in this process; yield 1 after each."""
     index = 0
     while True:
         sample(index)
@@ -78,6 +86,7 @@ def one_by_one(sample: Callable[[int], object]) -> Iterator[int]:
 
 
 def by_worker(data: Dataset[Tensor]) -> Iterator[int]:
+    """Load batches with one DataLoader worker; yield the size of each."""
     for batch in DataLoader(data, batch_size=BATCH, num_workers=1):
         yield len(batch)
 
@@ -85,6 +94,7 @@ def by_worker(data: Dataset[Tensor]) -> Iterator[int]:
 @click.command()
 @click.option("--seconds", default=10.0)
 def main(seconds: float) -> None:
+    """Measure the throughput of the data loader."""
     torch.set_num_threads(1)
     floats, digits = Floats("train", length=LENGTH), load_digits("train")
 

@@ -1,4 +1,4 @@
-"""The step as one would write it without this package, and ways to run it: the peers of ours."""
+"""Peers of this package: a plain export of the network's step, and ways to run it without the package's runtime."""
 
 import warnings
 from collections.abc import Callable
@@ -18,10 +18,11 @@ from e3d_deploy.runtime.backends.protocol import initial_arrays
 
 Arrays = dict[str, NDArray[Any]]
 Step = Callable[[NDArray[np.float32], Any], tuple[NDArray[np.float32], Any]]
+"""Function that takes a frame and a state, and returns the prediction and the next state."""
 
 
 class MaskedRecall(Recall):
-    """Recall over a ring, its empty slots masked."""
+    """Recall over a ring whose empty slots are masked."""
 
     def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         ring, empty = history  # [B, K, D·h·w, N], bool [B, K]
@@ -32,7 +33,7 @@ class MaskedRecall(Recall):
 
 
 class NaiveStep(nn.Module):
-    """The step as one would write it for torch.onnx.export: the model as it is, and a ring around it."""
+    """Step for torch.onnx.export without any optimisation: the unchanged model, and a ring for its history."""
 
     def __init__(self, model: E3DLSTM) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class NaiveStep(nn.Module):
 
 
 def naive_export(model: E3DLSTM, path: Path) -> None:
-    """torch.onnx.export of the step, with nothing done to it."""
+    """Write the step with torch.onnx.export, without any optimisation."""
     arrays = initial_arrays(model.config, 1)
     names = [tensor.name for tensor in contract.states(model.config)]
     frame = torch.zeros(contract.frame(model.config).shape)
@@ -92,6 +93,7 @@ def naive_export(model: E3DLSTM, path: Path) -> None:
 
 
 def naive_onnxruntime(file: Path, threads: int) -> Step:
+    """Open a naive export in ONNX Runtime; return its step."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -104,6 +106,7 @@ def naive_onnxruntime(file: Path, threads: int) -> Step:
 
 
 def naive_openvino(file: Path, device: str = "CPU", **settings: Any) -> Step:
+    """Compile a naive export in OpenVINO with its settings; return its step."""
     compiled = openvino.Core().compile_model(file, device, settings)
 
     def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
@@ -119,7 +122,7 @@ def openvino_has_bf16() -> bool:
 
 
 def autocast_torch(model: E3DLSTM) -> Step:
-    """Return PyTorch's eager step in bfloat16 by autocast; its state is the model's own."""
+    """Return PyTorch's eager step with autocast to bfloat16; its states are the model's `State`."""
 
     @torch.inference_mode()
     def step(frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
@@ -131,7 +134,7 @@ def autocast_torch(model: E3DLSTM) -> Step:
 
 
 def compiled_torch(model: E3DLSTM, *, autocast: bool) -> Step:
-    """Return the naive step compiled by torch.compile, in bfloat16 by autocast or in float32."""
+    """Return the naive step compiled by torch.compile, in float32 or with autocast to bfloat16."""
     module = torch.compile(NaiveStep(model).eval())
     names = [tensor.name for tensor in contract.states(model.config)]
 
@@ -147,5 +150,6 @@ def compiled_torch(model: E3DLSTM, *, autocast: bool) -> Step:
 
 
 def split(outputs: Arrays) -> tuple[NDArray[np.float32], Arrays]:
+    """Split the outputs of a step into the prediction and the next states, named like the inputs."""
     prediction = outputs.pop(contract.PREDICTION)
     return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}

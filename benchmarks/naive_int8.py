@@ -1,6 +1,6 @@
-"""Quantise a naive export to int8 with the engine's own tool, as a user would who follows its documentation.
+"""Quantise a naive export to int8 with the tools of ONNX Runtime and OpenVINO, as their documentation describes.
 
-Both tools learn ranges from the same inputs: frames and states of rollouts over clips that training saw.
+Both tools calibrate on the same inputs: the frames and states of rollouts over training clips.
 """
 
 import sys
@@ -24,11 +24,11 @@ from e3d_deploy.runtime.backends.protocol import initial_arrays
 
 CONTEXT, HORIZON = 10, 10
 NNCF = "pip install nncf"
-"""Command that installs NNCF, which is no dependency of the package; 3.4 leaves other packages as they are."""
+"""Command that installs NNCF, which the package does not depend on; version 3.4 changes no other package."""
 
 
 def training_clips(config: ModelConfig, count: int = 4) -> list[NDArray[np.float32]]:
-    """Return clips [T, C, H, W] of the package's training digits."""
+    """Return Moving MNIST clips of the packaged training digits, each [T, C, H, W]."""
     digits, size = load_digits("train"), config.image_size
     clips = (
         moving_mnist(digits, np.random.default_rng((7, index)), length=CONTEXT + HORIZON, image_size=size)
@@ -38,7 +38,10 @@ def training_clips(config: ModelConfig, count: int = 4) -> list[NDArray[np.float
 
 
 class Samples:
-    """Inputs of a naive export in rollouts over clips; each iteration rolls anew, as all states fill gigabytes."""
+    """Inputs of a naive export's steps in rollouts over clips.
+
+    Each iteration repeats the rollouts, because all states together would fill gigabytes of memory.
+    """
 
     def __init__(self, file: Path, config: ModelConfig, clips: Sequence[NDArray[np.float32]], threads: int) -> None:
         self.file, self.config, self.clips, self.threads = file, config, clips, threads
@@ -57,11 +60,12 @@ class Samples:
 
 
 def quantize_for_onnxruntime(source: Path, output: Path, samples: Samples) -> None:
-    """Quantise convolutions and products with ONNX Runtime's static quantiser: QDQ, per channel, minimum and maximum.
+    """Quantise convolutions and matrix products with ONNX Runtime's static quantiser (QDQ, per channel, min-max).
 
-    By its default it quantises every operator it can, which is slower and ruins the forecast (of SSIM 0.60 is lost).
+    The quantiser's default is every operator that it supports, which is slower and ruins the forecast (0.60 of SSIM is
+    lost).
     """
-    assert onnxruntime  # imported before its tools, without telemetry
+    assert onnxruntime  # imports it without telemetry, before its tools import it
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -78,7 +82,7 @@ def quantize_for_onnxruntime(source: Path, output: Path, samples: Samples) -> No
 
 
 def quantize_for_openvino(source: Path, output: Path, samples: Samples) -> None:
-    """Quantise with NNCF after training, by its defaults; write OpenVINO's XML.
+    """Quantise with NNCF's defaults for post-training quantisation; write OpenVINO's XML.
 
     Raises:
         BackendUnavailable: NNCF is not installed.

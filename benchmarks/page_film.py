@@ -1,9 +1,10 @@
-"""Record a short film of the live page, which the demo's report shows.
+"""Record a short video of the live page, which the demo's report shows.
 
     python -m benchmarks.page_film [-o e3d_deploy/demo/live_page.mp4]
 
-The film's model is served, a headless Chromium opens the page, the horizon is moved from 5 to 10 and to 1 frames, and
-screenshots become a video. Needs Debian's chromium and chromium-driver.
+Serves the demo's model of film, opens the page in a headless Chromium, moves the slider of the horizon from 5 to 10 and
+then to 1, and takes screenshots. Needs selenium, and Debian's packages chromium and chromium-driver. Writes the
+screenshots as a video.
 """
 
 import tempfile
@@ -26,14 +27,18 @@ from e3d_deploy.shipped import extracted
 RATE, SECONDS = 10, 10
 WIDTH, HEIGHT = 1200, 800
 WARM_UP_S = 3.0
-"""Time before the recording, in which the charts begin (s); the film has 15 s."""
+"""Time before the recording, so that its first picture shows some of the charts (s); the film lasts 15 s."""
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 HORIZONS = {50: 10, 80: 1}
-"""Settings of the slider by the number of the picture; the page begins with 5."""
+"""Horizons that the slider is moved to, by number of the screenshot; the page starts at 5."""
 
 
 def browser(profile: str) -> Any:
-    """Open a headless Chromium that contacts nobody."""
+    """Open a headless Chromium whose background connections are switched off.
+
+    Args:
+        profile: folder for the browser's profile.
+    """
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -52,7 +57,7 @@ def browser(profile: str) -> Any:
 
 
 def pictures(driver: Any) -> list[bytes]:
-    """Return PNG screenshots of the page, `RATE` a second, while the slider moves."""
+    """Return PNG screenshots of the page, at most `RATE` per second, while the slider moves."""
     shots = []
     began, count = time.monotonic(), RATE * SECONDS
     for number in range(count):
@@ -61,12 +66,12 @@ def pictures(driver: Any) -> list[bytes]:
             driver.execute_script(move + "s.dispatchEvent(new Event('input', {bubbles: true}));", HORIZONS[number])
         time.sleep(max(0.0, began + number / RATE - time.monotonic()))
         shots.append(driver.get_screenshot_as_png())
-    print(f"{count} pictures in {time.monotonic() - began:.1f} s, at best {SECONDS} s")
+    print(f"{count} screenshots took {time.monotonic() - began:.1f} s, planned were {SECONDS} s")
     return shots
 
 
 def write(path: Path, shots: list[bytes]) -> None:
-    """Write screenshots as a video that browsers play."""
+    """Write screenshots as a video that browsers can play."""
     from io import BytesIO
 
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
@@ -82,6 +87,7 @@ def write(path: Path, shots: list[bytes]) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("e3d_deploy/demo/live_page.mp4"))
 @click.option("--backend", default="onnxruntime")
 def main(output: Path, backend: str) -> None:
+    """Record a short video of the live page."""
     with tempfile.TemporaryDirectory() as folder, extracted(FILM.model) as model, extracted(PEDESTRIANS) as film:
         bundle = Path(folder) / "film.e3d"
         export(model, bundle, context_length=10, horizon=10)

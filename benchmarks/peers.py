@@ -1,24 +1,26 @@
-"""One step, ours on each backend beside what else one could run: same weights, same frames, same threads.
+"""Time and accuracy of one step, compared with peers: other ways to run the same weights on the same frames.
 
     taskset -c 0 python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1]
         [--precision bf16]… [--without torch.compile]… [--folder exports]
 
-Peers are PyTorch eager, torch.compile, and torch.onnx.export of the same step, with nothing done to it, in ONNX
-Runtime and in OpenVINO, each with the switches that cost nothing: autocast to bfloat16 in PyTorch, the precision hint
-in OpenVINO, and int8 by the engine's own tool. Those are ONNX Runtime's static quantiser and NNCF, which
-`pip install nncf` brings; without it that row is skipped. OpenVINO left alone, as `AUTO` with no settings, takes a
-thread for each core that the process may use, so that it is timed only where these are as many as `--threads`.
+The peers are PyTorch eager, torch.compile, and the naive export (the step from torch.onnx.export without any
+optimisation) in ONNX Runtime and in OpenVINO. Each peer also runs with the options that a user can switch on without
+further work: autocast to bfloat16 in PyTorch, the precision hint in OpenVINO, and int8 by the library's own tool. These
+tools are ONNX Runtime's static quantiser and NNCF (`pip install nncf`); without NNCF its row is skipped. One row runs
+OpenVINO with the device `AUTO` and no settings. OpenVINO then uses one thread per core that the process may use, so
+this row is timed only if the number of these cores equals `--threads`.
 
-The sides take turns in one process, on a full ring, each fed with its own states. Accuracy is measured over a forecast
-of the reference clip, which no calibration saw. At full size with the paper's semantics the weights are the trained
-ones of a checkout, else random ones, which amplify rounding. Exports take minutes; with `--folder` they are kept, and
-used again by the next run. Writes benchmarks/results/peers_SIZE_THREADS_PROCESSOR.json.
+The sides are timed in turn in one process, with the same threads and full rings; each side is fed its own states.
+Accuracy is measured over a forecast of the reference clip, which no calibration uses. With the paper's semantics the
+weights are trained ones: those of the checkout at full size, those of the demo otherwise. With `google` they are random
+and amplify rounding. Exports take minutes; `--folder` keeps them for the next run. Writes
+benchmarks/results/peers_SIZE_THREADS_PROCESSOR.json, or peers_SIZE_google_THREADS_PROCESSOR.json.
 
-Predictions before it was measured on a processor with AVX2: ours twice as fast as eager and 1.1 times the best peer,
-as a quarter of the products of a convolution is gone and ONNX Runtime has blocked kernels for the 2D ones alone; int8
-gains little on a processor without its instructions. Measured: 97 GFLOP/s in the convolutions of the full-size step,
-all that a core with AVX2 has, and 45 % of its time in the recall, which PyTorch computes as fast; so that what is left
-to gain in float32 is less arithmetic. benchmarks/NOTES.md says what was tried.
+Predictions, written before the first run on a processor with AVX2: ours is twice as fast as eager and 1.1 times as fast
+as the best peer, because our convolutions take a quarter fewer products, and ONNX Runtime has blocked kernels only for
+2D convolutions; int8 gains little on a processor without int8 instructions. Measured: the convolutions of the full-size
+step reach 97 GFLOP/s, the peak of a core with AVX2, and 45 % of the time is the recall, which PyTorch computes equally
+fast. So in float32 only less arithmetic can make the step faster. benchmarks/NOTES.md lists the trials.
 """
 
 import hashlib
@@ -66,11 +68,11 @@ from e3d_deploy.runtime.verify import quality_lost
 PRECISIONS = ("fp32", "bf16", "int8")
 OURS = ("onnxruntime", "openvino", "torch-compiled")
 Opened = tuple[Step, Callable[[], Any]]
-"""A step, and what returns its first state."""
+"""Step of a side, and a function that returns its initial state."""
 
 
 class Side:
-    """Something that steps, and the state that it is in."""
+    """One side of the comparison: a way to step the network, with its current state."""
 
     def __init__(self, name: str, precision: str, step: Step, initial: Callable[[], Any]) -> None:
         self.name, self.precision, self.step, self.initial = name, precision, step, initial
@@ -81,7 +83,10 @@ class Side:
         return self.initial()
 
     def roll(self, clip: NDArray[np.float32], context_length: int) -> None:
-        """Through a clip [T, C, H, W] as in a forecast; keeps what was predicted."""
+        """Roll through a clip [T, C, H, W] and store the predictions and the last state.
+
+        The first `context_length` frames are true frames; after them each step is fed its last prediction.
+        """
         for prediction, state in rollout(self, clip[None, :context_length], len(clip) - 1):
             self.predictions.append(np.array(prediction))
             self.state = state
@@ -89,13 +94,13 @@ class Side:
 
 @cache
 def code() -> str:
-    """Return a hash of the package, so that bundles of another version of it are not timed as those of this one."""
+    """Return a hash of the package's code, so that kept bundles of another version are not reused."""
     files = sorted(Path(e3d_deploy.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 class Exports:
-    """Bundles and naive exports of one model in a folder of its own; what is there already is used again."""
+    """Bundles and naive exports of one model, kept in a folder for this model and reused."""
 
     def __init__(self, source: Path, folder: Path, threads: int) -> None:
         self.source, self.threads = source, threads
@@ -107,7 +112,11 @@ class Exports:
         return checkpoint.load(self.source)
 
     def bundle(self, policy: str) -> Bundle:
-        """Return a bundle of ours in a precision; a precision that was refused is not tried again."""
+        """Return our bundle in a precision policy.
+
+        Raises:
+            E3DError: the export fails; later calls raise the same error without another export.
+        """
         if policy in self.refused:
             raise self.refused[policy]
         path = self.folder / f"{policy}-{code()}.e3d"
@@ -129,7 +138,11 @@ class Exports:
         return self._kept(name, write)
 
     def _kept(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Return the file of a name; write it and those beside it, whole or not at all, if it is missing."""
+        """Return the path of a file in the folder; write the file first if it is missing.
+
+        Args:
+            write: writes the file to a path, and may write others next to it; if it fails, none of them is kept.
+        """
         if not (path := self.folder / name).exists():
             with tempfile.TemporaryDirectory(dir=self.folder) as new:
                 write(Path(new) / name)
@@ -139,7 +152,7 @@ class Exports:
 
 
 def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Callable[[], Opened]]]:
-    """Yield name, precision and opener of each side: the yardstick first, then peers, then ours."""
+    """Yield name, precision and opener of each side: PyTorch eager (the reference), then other peers, then ours."""
     config = exports.bundle("fp32").config
     alone = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     low = "bf16" if openvino_has_bf16() else "f32"
@@ -155,12 +168,12 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
 
     def hinted() -> Opened:
         if low != "bf16":
-            raise BackendUnavailable("this processor has no bfloat16, OpenVINO computes it in float32")
+            raise BackendUnavailable("this processor has no bfloat16; OpenVINO would use float32")
         return naive_openvino(exports.naive, **alone, INFERENCE_PRECISION_HINT="bf16"), zeros
 
     def left_alone() -> Opened:
         if len(os.sched_getaffinity(0)) != threads:
-            raise BackendUnavailable("it takes all cores that the process may use; run under taskset with --threads")
+            raise BackendUnavailable("it uses all cores of the process; limit these to --threads cores with taskset")
         return naive_openvino(exports.naive, "AUTO"), zeros
 
     def quantised() -> Opened:
@@ -168,12 +181,12 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
 
     def by_nncf() -> Opened:
         file = exports.naive_int8("naive.int8.xml", quantize_for_openvino)
-        # The hint is what OpenVINO takes unasked for the layers that stay in float.
+        # This hint is OpenVINO's default for the layers that stay in float.
         return naive_openvino(file, **alone, INFERENCE_PRECISION_HINT=low), zeros
 
     def ours(policy: str, name: str) -> Opened:
         if (policy, name, low) == ("bf16", "openvino", "f32"):
-            raise BackendUnavailable("this processor has no bfloat16, OpenVINO computes it in float32")
+            raise BackendUnavailable("this processor has no bfloat16; OpenVINO would use float32")
         backend = open_backend(exports.bundle(policy), name, threads=threads)
         return backend.step, backend.initial_state
 
@@ -196,7 +209,13 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
 def sides(
     exports: Exports, threads: int, precisions: tuple[str, ...], without: tuple[str, ...], skipped: dict[str, str]
 ) -> Iterator[Side]:
-    """Open the yardstick and the sides that are asked for; note why others were skipped."""
+    """Open and yield the reference and the chosen sides.
+
+    Args:
+        precisions: precisions to open.
+        without: parts of labels; sides whose label contains one of them are left out.
+        skipped: receives the reason for each side that cannot be opened, by label.
+    """
     for number, (name, precision, opened) in enumerate(candidates(exports, threads)):
         label = f"{name}, {precision}"
         if number and (precision not in precisions or any(part in label for part in without)):
@@ -209,6 +228,8 @@ def sides(
 
 
 def stepping(side: Side, frame: NDArray[np.float32]) -> Callable[[], None]:
+    """Return a function that steps a side with the same frame each time."""
+
     def once() -> None:
         _, side.state = side.step(frame, side.state)
 
@@ -216,7 +237,7 @@ def stepping(side: Side, frame: NDArray[np.float32]) -> Callable[[], None]:
 
 
 def rows(found: list[Side], times: dict[str, Any], clip: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Return time and accuracy of each side for JSON; the first is the yardstick of both."""
+    """Return time and accuracy of each side for JSON, both compared with the first side."""
     yardstick = np.concatenate(found[0].predictions)
     made = []
     for side, time in zip(found, times.values(), strict=True):
@@ -238,7 +259,7 @@ def rows(found: list[Side], times: dict[str, Any], clip: NDArray[np.float32]) ->
 
 
 def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path]:
-    """Return a model file, and the folder in `folder` for its exports."""
+    """Return a model file, and the subfolder of `folder` for its exports."""
     place = folder.resolve() / f"{size}_{semantics}"
     place.mkdir(parents=True, exist_ok=True)
     if semantics == "paper":
@@ -253,15 +274,21 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
 @click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
 @click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
 @click.option("--threads", default=1, show_default=True)
-@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Only rows in these.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Measure only rows in this precision; repeatable.",
+)
 @click.option(
     "--without",
     multiple=True,
     metavar="NAME",
-    help="Leave out rows with this in their name, such as 'torch.compile' or 'NNCF, int8'.",
+    help="Leave out rows whose name contains this, such as 'torch.compile' or 'NNCF, int8'; repeatable.",
 )
 @click.option(
-    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep exports here, and use those that are here."
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Folder in which exports are kept and reused."
 )
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
 @click.option("--rounds", default=7, show_default=True)
@@ -275,6 +302,7 @@ def main(
     clock: str,
     rounds: int,
 ) -> None:
+    """Compare one step of ours with other ways to run it."""
     torch.set_num_threads(threads)
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,11 +1,14 @@
-"""Costs and gains of each precision: size, drift over whole rollouts on real clips, and step time on a CPU.
+"""Size, drift and step time of each precision policy on a CPU.
 
     python -m benchmarks.precision [--size demo|full|google] [--threads 1]
 
-The full-size network has random weights, which say nothing about drift, so only its times are measured. `google` is a
-small network with a memory that stays zero, trained here for a few steps. OpenVINO is timed if it is installed.
-Prediction made before the measurement: fp16 and bf16 within a dSSIM of 0.001 without excluding a layer, int8 and fp8
-within 0.01 with the attention excluded; int8 1.5 times as fast as float32 in ONNX Runtime.
+Drift is measured over whole rollouts on real clips. The full-size network has random weights, whose drift says nothing
+about a policy, so only its times are measured. `google` is a small network whose memory stays zero, trained here for a
+few optimizer steps. OpenVINO is measured if it is installed. Writes benchmarks/results/precision.json for the demo
+model, precision_SIZE.json otherwise.
+
+Prediction, written before the first run: fp16 and bf16 lose at most 0.001 of SSIM with all layers in the low type; int8
+and fp8 lose at most 0.01 with the attention in float32; int8 is 1.5 times as fast as float32 in ONNX Runtime.
 """
 
 import tempfile
@@ -48,9 +51,10 @@ Graphs = dict[str, ModelProto]
 
 
 def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, Any], Graphs]:
-    """Measure the drift of every policy with as few float32 layers as its budget needs; return results and graphs.
+    """Measure the drift of every policy; return the results and the step graph of each policy.
 
-    The drift of every policy is emulated; that of some is also measured as the libraries here compute it.
+    Layers stay in float32 only as far as the policy's budget requires. All policies are emulated; some are also
+    measured in the libraries that run them on this processor.
     """
     config = model.config
     form = Form.of(config, Card())
@@ -99,7 +103,7 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
 
 
 def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
-    """Return the drift of a graph as it runs on this processor, the worst over the clips."""
+    """Return the drift of a graph that a library runs on this processor, the largest over the clips."""
     found = []
     for clip, theirs in zip(gauge.clips, gauge.expected, strict=True):
         mine = np.concatenate(list(steps.predictions(clip, CONTEXT)))
@@ -110,7 +114,7 @@ def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
 
 
 class OpenVinoSteps(Steps):
-    """Steps run by an OpenVINO inference request."""
+    """Steps that an OpenVINO inference request runs."""
 
     def __init__(self, request: Any, config: ModelConfig) -> None:
         self.request, self.config, self.batch = request, config, 1
@@ -121,6 +125,7 @@ class OpenVinoSteps(Steps):
 
 
 def openvino_requests(graphs: Mapping[str, ModelProto], threads: int) -> dict[str, Any]:
+    """Open the graphs that OpenVINO can run; return an inference request for each policy, none without OpenVINO."""
     try:
         import openvino
     except ImportError:
@@ -129,7 +134,7 @@ def openvino_requests(graphs: Mapping[str, ModelProto], threads: int) -> dict[st
     for policy in ("fp32", "fp16", "bf16", "int8"):
         with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
             Path(file.name).write_bytes(graphs[policy].SerializeToString())
-            # Without the hint, which our backend gives too, a processor with AMX computes in bfloat16.
+            # Without the hint, OpenVINO computes in bfloat16 on a processor with AMX. Our backend sets the hint too.
             hint = "bf16" if policy == "bf16" else "f32"
             options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
             requests[policy] = core.compile_model(file.name, "CPU", options).create_infer_request()
@@ -147,6 +152,7 @@ def feed(config: ModelConfig) -> dict[str, Any]:
 
 
 def onnxruntime_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Return, for each policy that ONNX Runtime runs, a function that makes one step."""
     running = {
         policy: session(graph, threads=threads, integers=True)
         for policy, graph in graphs.items()
@@ -156,17 +162,19 @@ def onnxruntime_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], 
 
 
 def openvino_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Return, for each policy that OpenVINO runs, a function that makes one step."""
     requests = openvino_requests(graphs, threads)
     return {policy: lambda one=one: one.infer(arrays) for policy, one in requests.items()}
 
 
 def timed(sides: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, Any]:
+    """Time the policies in turn and compare them with `fp32`; empty without sides."""
     first = {"fp32": sides["fp32"]} if sides else {}
     return compare({**first, **sides}, rounds=rounds, calls=calls) if sides else {}
 
 
 def trained_briefly(steps: int = 60) -> E3DLSTM:
-    """Train a small model with the semantics of google/e3d_lstm for a few steps; its forecasts are blurred."""
+    """Train a small model with `google` semantics for a few optimizer steps, after which its forecasts are blurred."""
     config = ModelConfig(patch_size=8, hidden=(24, 24), kernel_size=3, semantics="google")
     settings = TrainConfig.of_recipe("modern", steps=steps, validate_every=steps, validation_clips=4)
     with tempfile.TemporaryDirectory() as folder:
@@ -178,6 +186,7 @@ def trained_briefly(steps: int = 60) -> E3DLSTM:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 def main(size: str, threads: int, rounds: int) -> None:
+    """Measure size, drift and step time of each precision policy."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if size == "google":

@@ -1,21 +1,22 @@
-"""Cost of checked reading over bare Pillow and PyAV, in turn: pictures, videos, batches of `e3d train`, `e3d stream`.
+"""Extra time of this package's readers, which check what they read, compared with bare Pillow and PyAV.
 
     python -m benchmarks.reading [--rounds 61]
 
-The bare side decodes, converts and scales in the same way, and looks at nothing else. Processor time, as other work may
-load the machine. Videos are read to their end, so that the checks of the whole file are in the time of a frame.
-Without a GPU, `e3d train` reads in its own process, so that it waits for a batch as long as reading it takes. Writes
+Four sections compare pictures, videos, batches of `e3d train`, and frames of `e3d stream`. The bare side decodes,
+converts and scales in the same way, but checks nothing. The sides run in turn and are timed by processor time, which
+other processes disturb less. Videos are read to their end, so that the time includes the checks of the whole file.
+Without a GPU, `e3d train` reads in its own process, so it waits for a batch as long as the reading takes. Writes
 benchmarks/results/reading.json.
 
-Predictions, written after a picture was profiled and before the first run: checked pictures of 64×64 cost 3 to 8 % more
-than bare ones, of 240×320 1 to 3 %, of 720×1280 less than 1 %; frames of a video 2 to 5 % more at 144×192, less than
-1 % at 720×1280; a batch 3 to 6 % more at 64×64, which is less than 0.5 % of a step of the smallest preset; a frame of
-`e3d stream` less than 0.1 %.
+Predictions, written after a picture was profiled and before the first run. Checked pictures take 3 to 8 % longer than
+bare ones at 64×64, 1 to 3 % at 240×320, and less than 1 % at 720×1280; frames of a video 2 to 5 % at 144×192, and less
+than 1 % at 720×1280. A batch takes 3 to 6 % longer at 64×64, which is less than 0.5 % of an optimizer step of the
+smallest preset. A frame of `e3d stream` takes less than 0.1 % longer.
 
-Predictions of 2026-11-29, before a second profile, whose first suspect was an Exif looked for twice: once nothing is
-done twice, checked gray PNGs of 64×64 cost 3 to 5 % more than bare ones, and the wait of `e3d train` for a batch of
-them 2 to 4 %, so that 3 % is in doubt. In the training loop of the smallest preset the wait is 1 to 2 % of a step, and
-what checking adds to it less than 0.1 %.
+Predictions of 2026-11-29, written before a second profile; the suspected cause was that Exif data are read twice.
+Without such repetitions, checked gray PNGs of 64×64 take 3 to 5 % longer than bare ones, and `e3d train` waits 2 to 4 %
+longer for a batch of them, so a goal of 3 % may be missed. In the training loop of the smallest preset the wait is 1 to
+2 % of an optimizer step, and the checks add less than 0.1 %.
 """
 
 import random
@@ -55,24 +56,26 @@ from e3d_deploy.training.train import Machine, train
 
 FORM = Form(image_size=(64, 64), channels=1)
 SIZES = (((64, 64), 1, 20), ((64, 64), 3, 20), ((240, 320), 3, 6), ((720, 1280), 3, 1))
-"""Height and width of pictures, their colours, and how many are read in a block."""
+"""Height and width of the pictures, number of channels, and number of pictures in a block."""
 BATCH, LENGTH, STREAMED, HORIZON = 4, 20, 20, 10
 
 
 class BareClip(PictureClip):
-    """A clip of pictures that are read without a check."""
+    """Clip whose pictures are read without any checks."""
 
     def __getitem__(self, frames: slice, /) -> NDArray[np.uint8]:
         return np.stack([bare_picture(file) for file in self.files[frames]])
 
 
 def bare_picture(file: Path) -> NDArray[np.uint8]:
+    """Read a picture with Pillow, without any checks."""
     with Image.open(file) as image:
         scaled = image.convert("L").resize(FORM.image_size[::-1], Image.Resampling.BOX)
     return np.asarray(scaled).reshape(FORM.shape)
 
 
 def bare_video(file: Path) -> Iterator[NDArray[np.uint8]]:
+    """Read the pictures of a video with PyAV, without any checks."""
     h, w = FORM.image_size
     with av.open(str(file)) as container:
         stream = container.streams.video[0]
@@ -82,13 +85,13 @@ def bare_video(file: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def checked_video(file: Path) -> Iterator[NDArray[np.uint8]]:
-    """Read a video as `e3d stream` does."""
+    """Read the pictures of a video like `e3d stream`."""
     remarks = Remarks(silent=True)
     return watch_range(file.name, play(file, FORM, remarks=remarks).pictures, remarks)
 
 
 def drawn(number: int, size: tuple[int, int], colours: int) -> NDArray[np.uint8]:
-    """Return a smooth picture [H, W, C] with some noise, which moves with its number."""
+    """Return a smooth picture with some noise, [H, W, C]; pictures with successive numbers show a motion."""
     y, x = np.mgrid[: size[0], : size[1]]
     waves = 120 + 60 * np.sin((x + 2 * number) / 17) + 50 * np.cos(y / 13)
     noisy = waves[..., None] + np.random.default_rng(number).normal(0, 4, (*size, colours))
@@ -96,9 +99,12 @@ def drawn(number: int, size: tuple[int, int], colours: int) -> NDArray[np.uint8]
 
 
 def in_turn(bare: Callable[[], object], checked: Callable[[], object], rounds: int, calls: int = 1) -> dict[str, Any]:
-    """Compare both sides by processor time, in rounds of so many calls of each side, in random order.
+    """Compare both sides by processor time; the sides run in random order in each round.
 
-    Percentages are medians of the rounds' ratios; the bare side takes part twice, which tells what noise does.
+    Percentages are medians over the rounds. The bare side runs twice per round; the difference shows the noise.
+
+    Args:
+        calls: number of calls of each side per round.
     """
     sides, order = {"bare": bare, "bare again": bare, "checked": checked}, random.Random(0)
     blocks_ms: dict[str, list[float]] = {name: [] for name in sides}
@@ -111,7 +117,7 @@ def in_turn(bare: Callable[[], object], checked: Callable[[], object], rounds: i
 
 
 def compared(ms: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Return medians of both sides, and of what checking adds in each round."""
+    """Return the median times of both sides, and the time that the checks add, by round."""
     added = 100 * (ms["checked"] / ms["bare"] - 1)
     return {
         "bare_ms": round(float(np.median(ms["bare"])), 3),
@@ -123,6 +129,7 @@ def compared(ms: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def pictures(folder: Path, rounds: int) -> dict[str, Any]:
+    """Compare single pictures of several sizes, as PNG and JPEG."""
     rows = {}
     for size, colours, calls in SIZES:
         for kind in ("png", "jpg"):
@@ -136,7 +143,7 @@ def pictures(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def videos(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare whole videos; times are of all frames."""
+    """Compare whole videos; each time covers all frames."""
     large = folder / "720x1280.mp4"
     with av.open(str(large), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -156,7 +163,7 @@ def videos(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def training(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare batches of windows out of folders of PNGs, and in the training loop those of the last folder."""
+    """Compare training batches from folders of PNGs; with the last folder, also in the training loop itself."""
     rows = {}
     for kind, colours in (("rgb", 3), ("gray", 1)):
         (frames := folder / kind).mkdir()
@@ -172,14 +179,17 @@ def training(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 class Waits(PassThroughProfiler):
-    """Processor time that the training loop waits for a batch, read by a side that is drawn in each pair of steps."""
+    """Profiler that records how long the training loop waits for a batch, by processor time.
+
+    In each pair of steps, one batch is read by the bare side and one by the checked side, in random order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.sides = {"bare": lambda file, *_, **__: bare_picture(file), "checked": read_picture}
         self.ms: dict[str, list[float]] = {name: [] for name in self.sides}
         self.begins_ms: list[float] = []
-        self.drawn = ["checked"]  # what is read before the first step
+        self.drawn = ["checked"]  # side that reads the samples before the first step
 
     def read(self, *values: Any, **options: Any) -> NDArray[np.uint8]:
         return self.sides[self.drawn[-1]](*values, **options)
@@ -195,7 +205,7 @@ class Waits(PassThroughProfiler):
 
 
 def waits(folder: Path, frames: Path, rounds: int) -> dict[str, Any]:
-    """Train the smallest preset as `e3d train` does, and time what its loop waits for."""
+    """Train the smallest preset like `e3d train`, and return the time that the loop waits for a batch."""
     model, config = configs("tiny", image_size=FORM.image_size, channels=1, steps=2 * rounds, burn_in=0)
     machine, found = Machine(measure_decay=False, progress=False), Waits()
     timing = LambdaCallback(on_train_start=lambda trainer, _: setattr(trainer, "profiler", found))
@@ -206,7 +216,7 @@ def waits(folder: Path, frames: Path, rounds: int) -> dict[str, Any]:
 
 
 def streaming(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare frames of `e3d stream`, each with its forecast; times are of all frames."""
+    """Compare frames of `e3d stream`, each with its forecast; each time covers all frames."""
     file = Path(str(PEDESTRIANS))
     with runtime.load(export(MODEL, folder / "demo.e3d"), "onnxruntime", threads=1) as predictor:
         bare, checked = (partial(followed, predictor, read, file) for read in (bare_video, checked_video))
@@ -214,6 +224,7 @@ def streaming(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def followed(predictor: runtime.Predictor, read: Callable[[Path], Iterator[NDArray[np.uint8]]], file: Path) -> None:
+    """Read the first frames of a video and forecast after each."""
     follower = Follower(predictor.stream(), predictor.config, horizon=HORIZON, renewal=predictor.renewal())
     for picture in islice(read(file), STREAMED):
         follower.see(picture)
@@ -222,6 +233,7 @@ def followed(predictor: runtime.Predictor, read: Callable[[Path], Iterator[NDArr
 @click.command()
 @click.option("--rounds", default=61, show_default=True)
 def main(rounds: int) -> None:
+    """Measure the extra time of checked reading."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         sections = (pictures, videos, training, streaming)

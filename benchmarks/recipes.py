@@ -1,9 +1,9 @@
-"""Comparison of the recipes of `e3d train` on the same network, start, clips and number of steps.
+"""Forecast quality of the recipes of `e3d train`, with the same network, initial weights, clips and optimizer steps.
 
     python -m benchmarks.recipes [--steps 400]
 
-Writes benchmarks/results/recipes.json. Scheduled sampling ends after half of the steps in all of them, or the
-50,000 steps of the published recipes would never be reached; all else is as the recipe says.
+Scheduled sampling ends after half of the steps in every recipe, because the published recipes end it after 50,000
+steps. All other settings are those of the recipe. Writes benchmarks/results/recipes.json.
 """
 
 import json
@@ -33,7 +33,7 @@ CLIPS, BATCH, SEED = 200, 20, 2
 
 
 def quality(path: Path) -> dict[str, float]:
-    """Mean of each measure over the predicted frames of clips that training never saw."""
+    """Return the mean of each measure over the predicted frames of `CLIPS` test clips."""
     model = checkpoint.load(path)
     data = MovingMNIST("test", length=20, seed=SEED)
     values: dict[str, list[np.ndarray]] = {name: [] for name in metrics.MEASURES}
@@ -48,8 +48,15 @@ def quality(path: Path) -> dict[str, float]:
 
 @click.command()
 @click.option("--steps", default=400)
-@click.option("--run", "names", multiple=True, type=click.Choice(list(RUNS)), help="These alone; others stay.")
+@click.option(
+    "--run",
+    "names",
+    multiple=True,
+    type=click.Choice(list(RUNS)),
+    help="Measure only this recipe and keep the results of others; repeatable.",
+)
 def main(steps: int, names: tuple[str, ...]) -> None:
+    """Compare the recipes of `e3d train`."""
     before = RESULTS / "recipes.json"
     rows = json.loads(before.read_text())["runs"] if names and before.exists() else {}
     for name in names or RUNS:

@@ -1,11 +1,12 @@
-"""Cost of renewals: pushes of one stream and of several, with each renewal in turn.
+"""Cost of each renewal, for one stream and for several streams, compared with the renewal `none`.
 
     python -m benchmarks.renewal [--size demo|full] [--backend onnxruntime] [--streams 8] [--threads 1]
 
-One stream pushes whole cycles, so that states begin and end in each call; `none` pushes as many frames. Streams that
-began at different frames get one frame each in a round. Their rows gathered a frame are counted: rows of states that
-were copied because other streams were stepped together than before. A push of `replay`, and frames 1 to 20 of a new
-stream, are compared with a step of `none`. Ratios are of processor time, which other processes disturb less.
+The renewals are timed in turn by processor time, which other processes disturb less. One stream pushes whole cycles of
+its renewal, so that every call contains the same number of beginnings and ends of states. Several streams, which began
+at different frames, get one frame each per round; the number of rows gathered per frame is the number of states that
+were copied because the streams were stepped in other groups than before. `replay` is measured with one stream only. A
+step of two states is compared with a step of one state. Writes benchmarks/results/renewal_SIZE_BACKEND.json.
 """
 
 import tempfile
@@ -31,13 +32,13 @@ CONTEXT = 10
 
 
 def frames_of(text: str) -> int:
-    """Return the frames of a call: whole cycles, 7 frames or a few more."""
+    """Return the number of frames in a call: the fewest whole cycles of a renewal that have at least 7 frames."""
     cycle = Renewal.parse(text, CONTEXT).cycle
     return cycle * -(-7 // cycle)
 
 
 def one_stream(predictor: Predictor, texts: tuple[str, ...], rounds: int) -> dict[str, Any]:
-    """Cost of a frame with each renewal, as a multiple of `none`."""
+    """Time a frame of one stream with each renewal; return times, and costs as multiples of `none`."""
     seen = cycle(np.random.default_rng(0).integers(0, 256, (50, *predictor.config.image_size, 1), np.uint8))
     frames = {text: frames_of(text) for text in texts}
 
@@ -64,7 +65,12 @@ def one_stream(predictor: Predictor, texts: tuple[str, ...], rounds: int) -> dic
 
 
 def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: int) -> dict[str, Any]:
-    """Rounds of streams that began at different frames: throughput as a share of that of `none`, rows gathered."""
+    """Time rounds of several streams that began at different frames, with each renewal.
+
+    Returns:
+        For each renewal the time of a round (ms), the throughput as a multiple of that of `none`, and the rows gathered
+        per frame.
+    """
     batchers: dict[str, Batcher] = {}
     videos: dict[str, list[Aged]] = {}
     seen = cycle(np.random.default_rng(0).random((50, 1, 1, *predictor.config.image_size), np.float32))
@@ -98,7 +104,7 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
 
 
 def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> float | None:
-    """Cost of a step of two states as a multiple of a step of one; None where there is no such size."""
+    """Return the time of a step of two states as a multiple of a step of one; None if the backend cannot step two."""
     opened = open_backend(bundle, backend, threads=threads)
     if 2 not in opened.sizes:
         return None
@@ -129,6 +135,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--renewals", default="none,refresh:2,refresh:3,refresh:10,replay", show_default=True)
 def main(size: str, backend: str, streams: int, threads: int, rounds: int, renewals: str) -> None:
+    """Measure the cost of each renewal."""
     texts = tuple(renewals.split(","))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,17 +1,18 @@
-"""One step in the form of each variant, in each engine: what a graph of its own gains an engine.
+"""Time of a step in each variant of the graph, in ONNX Runtime and OpenVINO.
 
     python -m benchmarks.rewrites [--size full|demo] [--semantics paper|google] [--threads 1]
 
-All variants of `variants.VARIANTS` in turn in one process, a step with a full ring; `plain` is what the others are
-compared with. In OpenVINO also with the hint for bfloat16 where the processor has it, as the backend gives it and with
-attention as one kernel all the same. Where TensorRT-RTX is installed, what its plan of each takes to build and holds.
-Of a network whose memory stays zero, also `plain` with that memory's convolution. Writes
+All variants of `variants.VARIANTS` are timed in turn in one process, with a full ring, and compared with `plain`. If
+the processor has bfloat16, OpenVINO also runs with its bfloat16 hint: once with the settings of our backend, and once
+with attention fused into one kernel, which our backend switches off. If TensorRT-RTX is installed, the build time and
+the size of its plans are measured for `plain` and `tensorrt`. If the memory of the network stays zero, `plain` is also
+timed with the convolution of that memory (`unfolded`). Writes
 benchmarks/results/rewrites_SIZE_SEMANTICS_PROCESSOR.json.
 
-Predictions, written before the first run on an AMD EPYC with AVX-512 and bfloat16 (Zen 4), whose tries gave them:
-`openvino-direct` gains 1.1 in OpenVINO in float32, as its plugin makes attention one kernel; 1.0 in bfloat16, where
-that kernel is slower than three and is switched off. `openvino` gains 1.5 in float32 and `onnxruntime` 1.5 in ONNX
-Runtime, by Winograd's convolutions.
+Predictions, written after trials on an AMD EPYC with AVX-512 and bfloat16 (Zen 4) and before the first run there:
+`openvino-direct` is 1.1 times as fast as `plain` in OpenVINO in float32, because the plugin fuses attention into one
+kernel; it is equally fast in bfloat16, where this kernel is slower than three kernels and is switched off. Winograd's
+convolutions make `openvino` 1.5 times as fast in float32, and `onnxruntime` 1.5 times as fast in ONNX Runtime.
 """
 
 import tempfile
@@ -43,9 +44,11 @@ from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.tensorrt_library import MODULES, library
 
 Run = Callable[[dict[str, Any]], Any]
+"""Function that runs a graph on its inputs and returns the prediction."""
 
 
 def on_onnxruntime(path: Path, threads: int) -> Run:
+    """Open a graph in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -53,6 +56,7 @@ def on_onnxruntime(path: Path, threads: int) -> Run:
 
 
 def on_openvino(path: Path, threads: int, settings: Mapping[str, str]) -> Run:
+    """Open a graph in OpenVINO, set for low latency and with further settings."""
     from e3d_deploy.runtime.backends.openvino import CORE
 
     given = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **settings}
@@ -61,7 +65,7 @@ def on_openvino(path: Path, threads: int, settings: Mapping[str, str]) -> Run:
 
 
 def engines(threads: int) -> dict[str, Callable[[Path], Run]]:
-    """Return functions that open a graph, by engine and precision."""
+    """Return functions that open a graph, by library and precision."""
     found: dict[str, Callable[[Path], Run]] = {"onnxruntime": lambda path: on_onnxruntime(path, threads)}
     if not find_spec("openvino"):
         return found
@@ -80,7 +84,7 @@ def engines(threads: int) -> dict[str, Callable[[Path], Run]]:
 
 
 def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
-    """Seconds, in turn, and bytes of the TensorRT-RTX plans of `plain` and of TensorRT's own variant."""
+    """Build TensorRT-RTX plans of the variants `plain` and `tensorrt` in turn; return build times (s) and sizes."""
     trt = library("tensorrt-rtx")
     found: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in (PLAIN, "tensorrt")}
     for _ in range(rounds):
@@ -93,7 +97,7 @@ def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
 
 
 def cores(model: E3DLSTM, semantics: str) -> dict[str, GraphProto]:
-    """The step in each form."""
+    """Return the core of the step in each variant, by name."""
     exported = export_core(model, 1)
     found = {name: expand(exported, variant) for name, variant in VARIANTS.items()}
     if semantics != "paper":
@@ -102,7 +106,7 @@ def cores(model: E3DLSTM, semantics: str) -> dict[str, GraphProto]:
 
 
 def network(size: str, semantics: Semantics) -> E3DLSTM:
-    """Trained weights for the paper's semantics, random ones for others."""
+    """Return the network: with trained weights for the paper's semantics, with random weights for others."""
     source = FULL if size == "full" else MODEL
     if semantics == "paper":
         return checkpoint.load(source).eval()
@@ -117,6 +121,7 @@ def network(size: str, semantics: Semantics) -> E3DLSTM:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
+    """Time a step in each variant of the graph."""
     model = network(size, semantics)
     rng = np.random.default_rng(0)
     feed: dict[str, Any] = initial_arrays(model.config, 1)

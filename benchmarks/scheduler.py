@@ -1,12 +1,17 @@
-"""Cost of the scheduler of many streams, and what stepping them together gains.
+"""Overhead of the scheduler of many streams, and the gain from stepping streams together.
 
     python -m benchmarks.scheduler [--size demo|full] [--backend onnxruntime] [--streams 8]
 
-Three ways to give each of some streams its next pictures, in turn: a plain loop over `backend.step` with all streams in
-one state; `predictor.streams()`, to whose queues the same pictures are pushed; a plain loop in which each stream has a
-state and a step of its own. The first two take the same steps, so that what differs is the scheduler: copies of
-pictures, queues, a thread, checks, counters. Time by the clock, and time of the processor, which other processes on the
-machine disturb less. What the scheduler costs by itself is measured once more on a backend that computes nothing.
+Three sides process the same pictures of several streams, in turn:
+
+- `loop`: a plain loop over `backend.step`, with all streams in one batch;
+- `scheduled`: `predictor.streams()`, with the pictures pushed to its queues;
+- `one_by_one`: a plain loop with a state and a step for each stream.
+
+The first two make the same steps, so their difference is the overhead of the scheduler: copies of pictures, queues, a
+thread, checks and counters. It is also measured on a backend that computes nothing. Times are elapsed times and
+processor times, which other processes disturb less. Writes
+benchmarks/results/scheduler_SIZE_BACKEND_STREAMS_THREADS.json.
 """
 
 import tempfile
@@ -30,13 +35,13 @@ from e3d_deploy.runtime.backends.protocol import Frame
 
 
 def bundle_of(size: str, folder: Path) -> Path:
-    """The demo model or one of the size of the paper, exported for any number of streams."""
+    """Export the demo model or a full-size model for any number of streams; return the bundle's folder."""
     source = model_of(size, folder)
     return export(source, folder / f"{size}.e3d", batch=None)
 
 
 class Nothing:
-    """A backend that computes nothing."""
+    """Backend that computes nothing."""
 
     name, pads = "nothing", False
 
@@ -58,7 +63,7 @@ class Nothing:
 
 
 def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
-    """Processor time of the scheduler and of the pushes for a step, in µs; the median of some."""
+    """Return the processor time per step of the scheduler and its pushes (µs); the median of seven measurements."""
     backend: Any = Nothing(streams, config)
     picture = np.zeros((*config.image_size, config.channels), np.uint8)
     with (
@@ -79,13 +84,23 @@ def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
 
 @click.command()
 @click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
-@click.option("--bundle", type=click.Path(path_type=Path), help="Of that size, for any number of streams.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Bundle of the model of --size, exported for any number of streams.",
+)
 @click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--streams", default=8, show_default=True, help="Of the sizes that a step has.")
+@click.option(
+    "--streams",
+    default=8,
+    show_default=True,
+    help="Number of streams; the backend must have a step of this batch size.",
+)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=41, show_default=True)
-@click.option("--length", default=3, show_default=True, help="Pictures of each stream in a call that is timed.")
+@click.option("--length", default=3, show_default=True, help="Pictures per stream in each timed call.")
 def main(size: str, bundle: Path | None, backend: str, streams: int, threads: int, rounds: int, length: int) -> None:
+    """Measure the overhead of the scheduler and the gain from batching."""
     with (
         tempfile.TemporaryDirectory() as name,
         runtime.load(path := bundle or bundle_of(size, Path(name)), backend, threads=threads) as predictor,
@@ -122,7 +137,7 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
     save(
         f"scheduler_{size}_{backend}_{streams}_{threads}",
         {
-            "what": f"{length} pictures to each of {streams} streams, {size} model, {backend}",
+            "what": f"{length} pictures for each of {streams} streams, {size} model, {backend}",
             **{name: {"sides": result, **ratios(result, flop)} for name, result in results.items()},
             "matmul_gflops": round(measure(threads).gflops, 1),
             "scheduler_us_per_step": round(own_cost(opened.config, streams), 1),
@@ -134,11 +149,14 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
 
 
 def ratios(sides: dict[str, Any], flop: int) -> dict[str, Any]:
-    """Compare the scheduler with a plain loop, and one step for all streams with a step for each.
+    """Return the figures that compare the three sides.
+
+    Args:
+        flop: operations of the network in each timed call.
 
     Returns:
-        `overhead`, the scheduler's extra time as a share of the loop's; `batching_gain`, how many times as fast the
-        loop is as a step for each stream; and `gflops`, which a matrix product limits (GFLOP/s).
+        `overhead`, the extra time of `scheduled` as a share of the time of `loop`; `batching_gain`, the time of
+        `one_by_one` divided by that of `loop`; and `gflops`, the rates of the two loops (GFLOP/s).
     """
     return {
         "gflops": {name: round(flop / sides[name]["median_ms"] / 1e6, 1) for name in ("loop", "one_by_one")},

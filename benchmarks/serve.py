@@ -1,10 +1,11 @@
-"""Cost of serving: latency of one viewer, throughput of eight, and a load of 32 sessions.
+"""Overhead of `e3d serve` with one and with eight viewers, and its behaviour under a load of 32 sessions.
 
     python -m benchmarks.serve [--model film|digits] [--backend onnxruntime] [--minutes 2]
 
-The server runs in a process of its own; the viewers are WebSocket clients here, which send pictures as a webcam does.
-In turn with them, the same bundle is followed in this process by threads that push and forecast, as an application
-would that embeds the runtime. Nothing is drawn: the page measures its own drawing.
+The server runs in another process. The viewers are WebSocket clients in this process that send pictures like a webcam.
+In turn with them, threads in this process push the same pictures to the same bundle and forecast, like an application
+that embeds the runtime. Nothing is drawn, because the page measures its own drawing. Writes
+benchmarks/results/serve_MODEL_PROCESSOR.json.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ Pictures = NDArray[np.uint8]
 
 @contextmanager
 def serving(bundle: Path, backend: str, *options: str) -> Iterator[tuple[str, int]]:
-    """Serve a bundle in another process; give its WebSocket address and process id."""
+    """Serve a bundle in another process; yield its WebSocket address and process id."""
     command = [sys.executable, "-m", "e3d_deploy", "serve", str(bundle), "--port", "0", "--max-sessions", "40"]
     command += ["--backend", backend, "--threads", "1", *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -52,14 +53,14 @@ def serving(bundle: Path, backend: str, *options: str) -> Iterator[tuple[str, in
 
 
 class Viewer:
-    """A browser with a webcam, without its screen."""
+    """WebSocket client that acts like a browser with a webcam, but draws nothing."""
 
     def __init__(self, address: str, pictures: Pictures, horizon: int) -> None:
         self.address, self.pictures, self.horizon = address, pictures, horizon
         self.times_ms: list[float] = []
 
     async def run(self, seconds: float) -> None:
-        """Send a picture, wait for its forecast, and so on for a time."""
+        """For a time, repeatedly send a picture and wait for its forecast; append the latencies to `times_ms`."""
         from websockets.asyncio.client import connect
 
         host = self.address.split("/")[2]
@@ -82,13 +83,13 @@ class Viewer:
 def view(
     address: str, pictures: Pictures, *, viewers: int, horizon: int, seconds: float
 ) -> tuple[list[list[float]], int]:
-    """Return the times of all viewers (ms), one list each, and how many of them were lost."""
+    """Run several viewers for a time; return the latencies of each (ms), and the number of viewers that failed."""
 
     async def all_of_them() -> tuple[list[list[float]], int]:
         each = [Viewer(address, pictures, horizon) for _ in range(viewers)]
         ends = await asyncio.gather(*(one.run(seconds) for one in each), return_exceptions=True)
         for error in filter(None, ends):
-            print(f"lost: {error!r}", file=sys.stderr)
+            print(f"a viewer failed: {error!r}", file=sys.stderr)
         return [one.times_ms for one in each], sum(end is not None for end in ends)
 
     return asyncio.run(all_of_them())
@@ -97,7 +98,7 @@ def view(
 def embed(
     predictor: runtime.Predictor, pictures: Pictures, *, streams: int, horizon: int, seconds: float
 ) -> list[list[float]]:
-    """Return the times of pushes with their forecasts in this process (ms), one list for each stream."""
+    """Follow several streams in this process for a time; return the times of a push and forecast (ms), by stream."""
     times: list[list[float]] = [[] for _ in range(streams)]
 
     def follow(stream: runtime.SlotStream, mine: list[float]) -> None:
@@ -125,7 +126,7 @@ def resident_mb(pid: int) -> float:
 
 
 def load(address: str, pid: int, pictures: Pictures, *, horizon: int, minutes: float) -> dict[str, Any]:
-    """Load the server with 32 sessions; return what was lost, latencies, and its memory over the time."""
+    """Load the server with 32 sessions; return failed sessions, latencies, and the server's memory every 5 s (MB)."""
     memory: list[float] = []
     done = threading.Event()
 
@@ -149,13 +150,14 @@ def load(address: str, pid: int, pictures: Pictures, *, horizon: int, minutes: f
 
 
 @click.command()
-@click.option("--model", type=click.Choice(sorted(EXHIBITS)), default="film", help="Model that ships.")
+@click.option("--model", type=click.Choice(sorted(EXHIBITS)), default="film", help="Shipped model to serve.")
 @click.option("--backend", default="onnxruntime")
-@click.option("--horizon", default=10, help="Frames ahead.")
+@click.option("--horizon", default=10, help="Number of frames of each forecast.")
 @click.option("--rounds", default=5)
-@click.option("--seconds", default=8.0, help="Time of each side in a round.")
-@click.option("--minutes", default=2.0, help="Time of the load; 0 leaves it out.")
+@click.option("--seconds", default=8.0, help="Time of each side in a round (s).")
+@click.option("--minutes", default=2.0, help="Time of the load with 32 sessions (min); 0 skips it.")
 def main(model: str, backend: str, horizon: int, rounds: int, seconds: float, minutes: float) -> None:
+    """Measure the overhead of `e3d serve`."""
     exhibit = EXHIBITS[model]
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / f"{model}.e3d"
@@ -195,7 +197,13 @@ def _view_round(
 def _compared(
     inside: list[list[list[float]]], outside: list[list[list[float]]], seconds: float
 ) -> dict[str, float | list[float]]:
-    """Compare rounds of both sides: median time of a forecast (ms), and forecasts a second."""
+    """Return the median latency (ms) and the forecasts per second of both sides, and the ratio of their rates.
+
+    Args:
+        inside: times of the embedded runtime (ms), by round and stream.
+        outside: latencies of the viewers (ms), by round and viewer.
+        seconds: time of each round (s).
+    """
     median = [[float(np.median(np.concatenate(one))) for one in side] for side in (inside, outside)]
     rate = [[sum(map(len, one)) / seconds for one in side] for side in (inside, outside)]
     shares = [served / own for own, served in zip(*rate, strict=True)]

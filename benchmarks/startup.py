@@ -1,6 +1,8 @@
-"""Time until something happens, each in fresh processes: help, import, and bundle to first forecast frame.
+"""Start-up times in new processes: `e3d --help`, the import of the runtime, and the first forecast frame.
 
-python -m benchmarks.startup
+    python -m benchmarks.startup
+
+Writes benchmarks/results/startup.json.
 """
 
 import os
@@ -30,6 +32,7 @@ BACKENDS = ("onnxruntime", "openvino", "auto")
 
 
 def seconds(code: str, *arguments: str) -> float:
+    """Run code in a new process; return the time that it prints (s)."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
@@ -39,7 +42,7 @@ def main() -> None:
     firsts: dict[str, list[float]] = {name: [] for name in BACKENDS}
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = os.environ["PYTHONPYCACHEPREFIX"] = name
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled once, as everywhere
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is compiled once and reused, as in normal use
         bundle = str(export(FULL, Path(name) / "full.e3d"))
         choosing = seconds(FIRST, bundle, "auto")
         for _ in range(9):
@@ -52,8 +55,8 @@ def main() -> None:
     save(
         "startup",
         {
-            "what": "median of 9 fresh processes in turn, seconds; help counts the whole process, import the statement "
-            "alone, first frame from import to the first forecast frame of the full-size model, two threads",
+            "what": "median of 9 new processes in turn, seconds; help: the whole process; import: the statement only; "
+            "first frame: from the import to the first forecast frame of the full-size model, two threads",
             "help_seconds": round(float(np.median(helps)), 3),
             "import_runtime_seconds": round(float(np.median(imports)), 3),
             "first_frame_seconds": {name: round(float(np.median(taken)), 2) for name, taken in firsts.items()},

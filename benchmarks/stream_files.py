@@ -1,15 +1,17 @@
-"""Pictures a second of `e3d stream` on four files, beside bare loops over the same files.
+"""Throughput of `e3d stream` on four files, compared with bare loops over the same files.
 
-    python -m benchmarks.stream_files [--bundle film.e3d] [--rounds 7]
+    python -m benchmarks.stream_files [--bundle film.e3d] [--rounds 5]
 
-Bare loops decode with PyAV, scale as `e3d stream` does, and push into `predictor.streams()`, one thread for each file;
-they check, measure and count nothing. One asks the same forecast after each picture; the other only pushes, which
-`e3d stream` never does, and is compared with a horizon of 1, which takes no further step. The command runs as a user
-runs it, in this process, with --json. All sides load the bundle anew and run in turn. Frames a second are by the clock,
-from the first picture to the last; the time of the processor, which other work on the machine disturbs less, is that of
-a whole call, with loading. The bare side with forecasts takes part twice, which tells what noise does.
+A bare loop has one thread per file, which decodes with PyAV, scales like `e3d stream`, and pushes into
+`predictor.streams()`, without any checks, measurements or counters. There are two bare loops. One makes a forecast
+after each picture, like `e3d stream`. The other only pushes, and is compared with `e3d stream --horizon 1`, whose
+forecast needs no further step. `e3d stream` runs in this process with --json.
 
-Predictions are in benchmarks/NOTES.md.
+The sides run in random order in each round, and each side loads the bundle itself. Frames per second are measured by
+elapsed time, from the first picture to the last. Processor time, which other processes disturb less, is that of a whole
+call, including the loading. The bare loop with forecasts runs twice per round; the difference shows the noise.
+
+Predictions are in benchmarks/NOTES.md. Writes benchmarks/results/stream_files.json.
 """
 
 import json
@@ -39,11 +41,11 @@ from e3d_deploy.shipped import extracted
 
 FILES, LENGTH, HORIZON = 4, 40, 10
 STORED = Form(image_size=(144, 192), channels=1)
-"""Form of the files, which is that of the film."""
+"""Form of the files, equal to that of the film."""
 
 
 def films(folder: Path) -> list[Path]:
-    """Write files of one length, each a part of the film that begins elsewhere."""
+    """Write `FILES` videos of `LENGTH` frames, each from another part of the film; return their paths."""
     film = np.moveaxis(read_clips(Path(str(PEDESTRIANS)), STORED).frames[0], -1, 1).astype(np.float32) / 255
     paths = [folder / f"{number}.mp4" for number in range(FILES)]
     for number, path in enumerate(paths):
@@ -53,7 +55,7 @@ def films(folder: Path) -> list[Path]:
 
 
 def pictures(path: Path, form: Form) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pictures of a file with nothing but PyAV."""
+    """Decode a file with PyAV, without any checks; yield its pictures."""
     height, width = form.image_size
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -63,7 +65,7 @@ def pictures(path: Path, form: Form) -> Iterator[NDArray[np.uint8]]:
 
 
 def bare(bundle: Path, paths: Sequence[Path], backend: str, threads: int, horizon: int | None) -> float:
-    """Return the pictures a second of threads that decode, push and, with a horizon, forecast."""
+    """Run a bare loop, which forecasts unless `horizon` is None; return its pictures per second."""
     with (
         runtime.load(bundle, backend, threads=threads) as predictor,
         predictor.streams(max_streams=len(paths)) as streams,
@@ -88,7 +90,7 @@ def bare(bundle: Path, paths: Sequence[Path], backend: str, threads: int, horizo
 
 
 def command(bundle: Path, paths: Sequence[Path], backend: str, threads: int, horizon: int) -> float:
-    """Return the pictures a second that `e3d stream --json` tells."""
+    """Run `e3d stream --json`; return the pictures per second that it reports."""
     options = ["--backend", backend, "--threads", threads, "--horizon", horizon, "--json"]
     done = CliRunner().invoke(e3d, ["stream", *map(str, (bundle, *paths, *options))], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
@@ -99,7 +101,7 @@ def command(bundle: Path, paths: Sequence[Path], backend: str, threads: int, hor
 
 
 def ratios(values: dict[str, list[float]], side: str, base: str) -> dict[str, float]:
-    """Return the median and range over the rounds of one side's value as a share of another's."""
+    """Return the values of a side divided by those of `base` in the same round: median and range."""
     shares = np.array(values[side]) / np.array(values[base])
     return {
         name: round(float(value), 3)
@@ -112,14 +114,18 @@ PAIRS = {
     "bare_again_over_bare": ("bare again", "bare"),
     "horizon_1_over_pushes_alone": ("stream, horizon 1", "bare, pushes alone"),
 }
+"""Names of the ratios in the result, each with its side and the side that it is divided by."""
 
 
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), help="Else the film's model that ships is exported.")
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle; by default the shipped model of film is exported."
+)
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def main(bundle: Path | None, backend: str, threads: int, rounds: int) -> None:
+    """Compare `e3d stream` on four files with bare loops over the same files."""
     with tempfile.TemporaryDirectory() as name, extracted(FILM.model) as model:
         bundle = bundle or export(model, Path(name) / "film.e3d", context_length=10, horizon=HORIZON)
         given: Any = (bundle, films(Path(name)), backend, threads)

@@ -1,9 +1,10 @@
-"""Does a stream stay flat? Resident memory and time of a push over 10,000 frames of the demo model.
+"""Memory and time per push over 10,000 frames of one stream of the demo model; neither should grow.
 
     python -m benchmarks.streaming [--frames 10000] [--backend onnxruntime]
 
-A machine with other work on it is not the same after a minute, so that the cost at the end is not compared with that
-at the beginning: the stream that has seen all frames and one that has just filled its ring take turns.
+Times at the beginning and the end of a run are not comparable if other work on the machine changes. So at the end, the
+stream that has seen all frames (old) is timed in turn with a stream that has just filled its ring (young). Writes
+benchmarks/results/streaming.json, streaming_memory.png and streaming_time.png.
 """
 
 import gc
@@ -22,10 +23,11 @@ from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.bundle import export
 
 BLOCKS = 10
+"""Number of points in the plots; each covers the same number of frames."""
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Return the resident memory of this process (bytes)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -34,6 +36,7 @@ def resident() -> int:
 @click.option("--frames", default=10_000, show_default=True)
 @click.option("--backend", default="onnxruntime", show_default=True)
 def main(frames: int, backend: str) -> None:
+    """Measure memory and time per push over many frames of one stream."""
     pictures = cycle(np.random.default_rng(0).integers(0, 256, (100, 64, 64, 1), np.uint8))
     with tempfile.TemporaryDirectory() as name:
         path = export(MODEL, Path(name) / "demo.e3d")

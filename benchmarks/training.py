@@ -1,10 +1,10 @@
-"""Overhead of training over a plain PyTorch loop, and memory saved by recomputing steps.
+"""Overhead of `e3d train` compared with a plain PyTorch loop, and memory saved by `--recompute`.
 
     python -m benchmarks.training [--steps 5]
 
-Time: steps of `e3d train` (Lightning, moving average, logs, data) in turn with those of a plain PyTorch loop on
-the same full-size network, in seconds of the processor, which other work on the machine hardly changes. Memory: one
-step on a clip of 20 and of 40 frames, with and without `--recompute`, each in a process of its own. Writes
+Time: optimizer steps of `e3d train` (Lightning, moving average, logs, data) are timed in turn with those of a plain
+PyTorch loop on an equal full-size network, by processor time, which other processes disturb less. Memory: one optimizer
+step on clips of 20 and of 40 frames, with and without `--recompute`, each in a process of its own. Writes
 benchmarks/results/training.json.
 """
 
@@ -29,7 +29,7 @@ from e3d_deploy.training.train import Machine, train
 
 
 class InTurn(Callback):
-    """After each step of the Trainer, one of a plain loop on a network of its own."""
+    """Callback that, after each optimizer step of the Trainer, times one of a plain loop on its own network."""
 
     def __init__(self, model: ModelConfig, config: TrainConfig) -> None:
         torch.manual_seed(0)
@@ -57,6 +57,7 @@ class InTurn(Callback):
 
 
 def overhead(steps: int, batch_size: int) -> dict[str, Any]:
+    """Train for some optimizer steps in turn with a plain loop; return times (s) and their ratios."""
     model = ModelConfig()
     config = TrainConfig(
         steps=steps + 2, batch_size=batch_size, validate_every=10**6, save_every=10**6, validation_clips=1
@@ -78,7 +79,11 @@ def overhead(steps: int, batch_size: int) -> dict[str, Any]:
 
 
 def peak(length: int, recompute: bool) -> dict[str, Any]:
-    """Resident memory of one training step at its highest, over what the process had before."""
+    """Measure one forward and backward pass; return how much the peak resident memory grew (GB) and its time (s).
+
+    Args:
+        length: number of frames of the clip.
+    """
     torch.manual_seed(0)
     learner = Learner(E3DLSTM(ModelConfig(history_length=length)), TrainConfig())
     frames = torch.rand(1, length, 1, 64, 64)
@@ -96,6 +101,7 @@ def peak(length: int, recompute: bool) -> dict[str, Any]:
 @click.option("--batch-size", default=1)
 @click.option("--lengths", default="20,40")
 def main(steps: int, batch_size: int, lengths: str) -> None:
+    """Measure the overhead of `e3d train` and the memory that --recompute saves."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {
             length: {

@@ -1,10 +1,11 @@
-"""Is a stream as fast while its ring fills as later?
+"""Compare the time of a push while the ring of a stream fills with the time of a push afterwards.
 
-    python -m benchmarks.young_ring [--size demo|full] [--rounds 15]
+    python -m benchmarks.young_ring [--size demo|full] [--backend NAME]... [--rounds 15] [--threads 1]
 
-The first 20 pushes of new streams take turns with pushes of a stream whose ring has long been full. Two bundles of
-the same model do so in one run: one masks empty slots with `contract.EMPTY_BIAS`, one with minus infinity, as versions
-up to faccf7a did. Processor time, which other processes disturb less, in milliseconds.
+The first 20 pushes of a new stream are timed in turn with pushes of an old stream, whose ring is full. This is done
+with two bundles of the same model. One masks empty slots with `contract.EMPTY_BIAS`; the other masks them with minus
+infinity, like versions up to faccf7a. Times are processor times, which other processes disturb less. Writes
+benchmarks/results/young_ring_SIZE_THREADS.json.
 """
 
 import tempfile
@@ -26,7 +27,7 @@ BACKENDS = ("onnxruntime", "openvino", "torch")
 
 
 def bundles(size: str, folder: Path) -> dict[str, Path]:
-    """Export the model of a size with either mask."""
+    """Export the model twice, with the finite bias and with minus infinity."""
     source = model_of(size, folder)
     new = export(source, folder / "new.e3d")
     with mock.patch.object(contract, "EMPTY_BIAS", -np.inf):
@@ -42,7 +43,7 @@ def push_ms(stream: Stream, picture: Any) -> float:
 
 
 def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Time young and old streams of each bundle on a backend."""
+    """Time new and old streams of each bundle on a backend."""
     pictures = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 1), np.uint8)
     predictors = {name: runtime.load(path, backend, threads=threads) for name, path in paths.items()}
     old = {name: predictor.stream(renewal="none") for name, predictor in predictors.items()}
@@ -76,12 +77,13 @@ def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> 
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(size: str, backends: tuple[str, ...], rounds: int, threads: int) -> None:
+    """Compare pushes while the ring fills with later pushes."""
     with tempfile.TemporaryDirectory() as name:
         paths = bundles(size, Path(name))
         save(
             f"young_ring_{size}_{threads}",
             {
-                "what": f"frames 1 to {FRAMES} of a new stream beside those of an old one, {size} model",
+                "what": f"frames 1 to {FRAMES} of a new stream compared with frames of an old stream, {size} model",
                 "rounds": rounds,
                 **{backend: measure(paths, backend, rounds, threads) for backend in backends},
             },
