@@ -1,14 +1,14 @@
-"""Benchmark of the step on one GPU: correctness first, then speed, beside what PyTorch reaches by itself.
+"""Accuracy and time of the step on one GPU, compared with PyTorch's eager and compiled steps.
 
     python -m benchmarks.gpu [--quick] [--seconds 540] [--sections NAME,...] [--rows NAME,...] [--batches 1,8,32]
                              [--bundles FOLDER] [--costs FILE] [--plan] [--out FILE]
 
-Runs from the checkout with PyTorch and NumPy alone. Packages beyond these (safetensors, cuda-core, onnxruntime-gpu,
-tensorrt, tensorrt_rtx) are used where installed; a row that lacks its package is skipped with the reason.
+Runs from the checkout and needs only PyTorch and NumPy. Other packages (safetensors, cuda-core, onnxruntime-gpu,
+tensorrt, tensorrt_rtx) are optional; a row whose package is missing is skipped and the reason is recorded.
 
-Each section runs in processes of its own, and the result file is replaced after every row, so that a crash, a lost
-connection or the end of the time costs one row. Weights and frames are random with fixed seeds. The model is the
-full-size one, except with `--quick` on a CPU, which runs every line that a CPU can run on a tiny model.
+Each section runs in its own processes, and the result file is replaced after every row. So a crash, a lost connection
+or the end of the time loses at most one row. Weights and frames are random with fixed seeds. The model has the full
+size, except with `--device cpu --quick`, which runs as much of the code as a CPU can run with a tiny model.
 
-NOTES.md in the folder above holds the predictions.
+Writes $OUT/gpu.json, or benchmarks/results/gpu.json without OUT. benchmarks/NOTES.md contains the predictions.
 """

@@ -1,4 +1,4 @@
-"""Command line of the benchmark: options, plan, run, table."""
+"""Command line of the GPU benchmark: reads options, plans and runs rows, prints the results."""
 
 import argparse
 import os
@@ -21,11 +21,11 @@ from benchmarks.gpu.run import run, say
 from benchmarks.gpu.sections import units
 
 FAILED, WRONG, NO_GPU = 1, 3, 4
-"""Exit codes beside 0, 2 for wrong options, and 128 plus the signal that ended the run."""
+"""Exit codes in addition to 0, 2 (invalid options) and 128 plus the number of the signal that ended the run."""
 
 
 class Interrupted(BaseException):
-    """A signal that ends the run."""
+    """Raised when a signal ends the run; its argument is the signal's number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if options.out.is_dir() or any(folder.exists() and not folder.is_dir() for folder in options.out.parents):
-        parser.error(f"--out: {options.out} is a folder, or lies in something that is none; give a file")
+        parser.error(f"--out: {options.out} is a folder, or one of its parents is a file; give the path of a file")
     if options.plan:
         print(described(plan(chosen, options.seconds, costs), options.seconds, costs))
         return 0
     if settings.on_gpu and (reason := machine.no_gpu()):
-        say(f"no GPU: PyTorch {torch.__version__} finds none ({reason}); --device cpu --quick tries the script")
+        say(f"PyTorch {torch.__version__} finds no GPU ({reason}); test the script on a CPU with --device cpu --quick")
         return NO_GPU
     results = Results(options.out)
     results.data["environment"] = machine.host() | {"settings": settings.to_dict(), "model": settings.config.to_dict()}
@@ -73,20 +73,32 @@ def make_parser() -> argparse.ArgumentParser:
     )
     folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--quick", action="store_true", help="few and short rounds; on a CPU with a tiny model")
-    parser.add_argument("--seconds", type=seconds, default=540, help="time for all of it; what fits is run")
-    parser.add_argument("--sections", default="", help="names or their beginnings, separated by commas; empty for all")
-    parser.add_argument("--rows", default="", help="as --sections, for rows; the roofline is always whole")
+    parser.add_argument("--quick", action="store_true", help="few and short rounds; on a CPU also a tiny model")
+    parser.add_argument(
+        "--seconds", type=seconds, default=540, help="time limit of the whole run (s); rows that do not fit are skipped"
+    )
+    parser.add_argument(
+        "--sections", default="", help="names of sections or their beginnings, separated by commas; default: all"
+    )
+    parser.add_argument(
+        "--rows",
+        default="",
+        help="names of rows or their beginnings, separated by commas; default: all; the roofline is always run",
+    )
     parser.add_argument("--batches", type=batches, default="1,8,32", help="numbers of streams, separated by commas")
     parser.add_argument("--bundles", type=Path, help="folder made by python -m benchmarks.gpu.bundles")
-    parser.add_argument("--costs", type=Path, help="former result file whose times replace the estimates of the plan")
-    parser.add_argument("--plan", action="store_true", help="print what would run and what would not, and stop")
+    parser.add_argument("--costs", type=Path, help="earlier result file, whose times replace the estimates of the plan")
+    parser.add_argument("--plan", action="store_true", help="print which rows would run and which would not, and exit")
     parser.add_argument("--out", type=Path, default=folder / "gpu.json", help="result file")
     return parser
 
 
 def batches(text: str) -> tuple[int, ...]:
-    """Read numbers of streams."""
+    """Parse numbers of streams, separated by commas.
+
+    Raises:
+        ValueError: one of them is not an integer of 1 or more.
+    """
     found = tuple(dict.fromkeys(int(one) for one in text.split(",")))
     if min(found) < 1:
         raise ValueError(text)
@@ -94,21 +106,25 @@ def batches(text: str) -> tuple[int, ...]:
 
 
 def names(text: str) -> list[str]:
-    """Split names at commas."""
+    """Split text at commas; return the names without spaces and empty ones."""
     return [one.strip() for one in text.split(",") if one.strip()]
 
 
 def estimates(settings: Settings) -> Costs:
-    """Return the estimated times for a kind of run."""
+    """Return the estimates of times for these settings."""
     tiny = settings.quick and not settings.on_gpu
     return Costs(start_s=QUICK_CPU_S, flat_s=QUICK_CPU_S) if tiny else Costs()
 
 
 def choose(listed: Sequence[Unit], sections: Sequence[str], rows: Sequence[str]) -> list[Unit]:
-    """Keep the units of named sections and rows; empty for all.
+    """Return the units of the chosen sections and rows.
+
+    Args:
+        sections: beginnings of the names of sections; empty for all.
+        rows: beginnings of the names of rows; empty for all. Rows of the roofline are always returned.
 
     Raises:
-        ValueError: a name with which none begins.
+        ValueError: no section or row has a name that begins like this.
     """
     known = {"section": [unit.section for unit in listed], "row": [unit.row for unit in listed]}
     for kind, wanted in (("section", sections), ("row", rows)):
@@ -125,11 +141,11 @@ def choose(listed: Sequence[Unit], sections: Sequence[str], rows: Sequence[str])
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Raise `Interrupted` within on Ctrl-C, SIGTERM and a lost terminal, so that the worker is ended first."""
+    """Raise `Interrupted` in the block on SIGINT, SIGTERM and SIGHUP, so that the worker is ended first."""
 
     def stop(number: int, _: FrameType | None) -> None:
         for kind in kinds:
-            signal.signal(kind, signal.SIG_IGN)  # a second one must not keep the worker from being ended
+            signal.signal(kind, signal.SIG_IGN)  # a second signal must not interrupt the end of the worker
         raise Interrupted(number)
 
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

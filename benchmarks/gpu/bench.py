@@ -1,4 +1,4 @@
-"""Settings, model, frames and clock shared by the rows of one process."""
+"""Settings, and the model and frames that the rows of one process share."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,25 +18,25 @@ TINY = ModelConfig(image_size=(16, 24), patch_size=4, hidden=(4, 6), kernel_size
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a run that its sections need."""
+    """Settings of a run."""
 
     device: str = "cuda"
     """`cuda` or `cpu`."""
     quick: bool = False
-    """Few and short rounds; on a CPU with the tiny model."""
+    """True for few and short rounds; on a CPU also for the tiny model."""
     batches: tuple[int, ...] = (1, 8, 32)
-    """Numbers of streams stepped together."""
+    """Numbers of streams that are stepped together."""
     bundles: Path | None = None
-    """Folder with exported bundles."""
+    """Folder with bundles for the section `bundles`; None skips the section."""
 
     @property
     def on_gpu(self) -> bool:
-        """True on CUDA."""
+        """True if the device is a GPU."""
         return self.device == "cuda"
 
     @property
     def config(self) -> ModelConfig:
-        """Model that is measured."""
+        """Configuration of the measured model."""
         return TINY if self.quick and not self.on_gpu else FULL
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Settings:
 
 
 class Bench:
-    """Objects shared by the rows of one process.
+    """Settings, model and inputs that the rows of one process share.
 
     Args:
         model: model to measure; None for one with random weights.
@@ -65,29 +65,32 @@ class Bench:
 
     @cached_property
     def model(self) -> E3DLSTM:
-        """Model on the device, made at first use: the parent process plans rows and never touches the GPU."""
+        """Model on the device.
+
+        It is made at first use, because the parent process only plans rows and must not use the GPU.
+        """
         torch.manual_seed(0)
         model = self.given or E3DLSTM(self.config)
         return model.eval().requires_grad_(False).to(self.device)
 
     def copy_of_model(self) -> E3DLSTM:
-        """Return a copy whose weights can be changed."""
+        """Return a copy of the model whose weights can be changed."""
         copy = E3DLSTM(self.config).eval().requires_grad_(False).to(self.device)
         copy.load_state_dict(self.model.state_dict())
         return copy
 
     def pictures(self, batch: int, count: int) -> np.ndarray:
-        """Return random pictures, uint8 [count, B, H, W, C]; the same ones for the same arguments."""
+        """Return random pictures, uint8 [count, B, H, W, C]; equal arguments yield equal pictures."""
         shape = (count, batch, *self.config.image_size, self.config.channels)
         return np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
 
     def frames(self, batch: int, count: int) -> Tensor:
-        """Return the same pictures as frames on the device, [count, B, C, H, W]."""
+        """Return the pictures of `pictures` as frames on the device, [count, B, C, H, W]."""
         shown = torch.from_numpy(self.pictures(batch, count)).to(self.device)
         return shown.permute(0, 1, 4, 2, 3).contiguous().float() / 255
 
     def wait(self) -> None:
-        """Wait for the GPU."""
+        """Wait until the GPU has finished."""
         if self.on_gpu:
             torch.cuda.synchronize()
 

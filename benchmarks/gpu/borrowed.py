@@ -1,4 +1,7 @@
-"""The borrowed GPU machine, as machine.json describes it: no network, a list of packages, limits for what travels."""
+"""Description of the borrowed GPU machine, read from machine.json.
+
+The machine has no network, a fixed list of packages, and limits on the files that can be sent and returned.
+"""
 
 import json
 import os
@@ -13,23 +16,23 @@ FILE = Path(__file__).parent / "machine.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of one call on the machine."""
+    """Limits of one call on the machine; each is a maximum."""
 
     travel_bytes: int
-    """Size of everything that travels there: files of the checkout and the carried folders."""
+    """Total size of the files that are sent: the checkout and the carried folders (bytes)."""
     files_back: int
-    """Number of result files that come back."""
+    """Number of result files that are returned."""
     file_back_bytes: int
-    """Size of one result file."""
+    """Size of one result file (bytes)."""
     folders_deep: int
-    """Folders between the result folder and a file."""
+    """Number of folders between the result folder and a file."""
     call_seconds: float
     """Duration of a call (s)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One GPU machine."""
+    """Software and limits of a GPU machine."""
 
     python: str
     """Version of Python, such as `3.12.3`."""
@@ -38,14 +41,14 @@ class Machine:
     compute_capability: str
     """Compute capability, such as `9.0`."""
     libc: str
-    """Version of glibc that its wheels may ask for at most."""
+    """Newest version of glibc that its wheels may require."""
     limits: Limits
     carried: Mapping[str, str]
-    """Packages carried in any case, with their versions; they go before the installed ones."""
+    """Packages that are always carried, with versions; Python finds them before the installed packages."""
     left_out: Mapping[str, str]
-    """Packages never carried, with the reason."""
+    """Packages that are never carried, with the reasons."""
     installed: Mapping[str, str | None]
-    """Packages on the machine, with their versions where known."""
+    """Packages on the machine, with versions; None if unknown."""
 
     def __post_init__(self) -> None:
         named = {canonical(name): version for name, version in self.installed.items()}
@@ -53,24 +56,24 @@ class Machine:
 
     @property
     def python_tag(self) -> str:
-        """Python version as pip takes it, such as `3.12`."""
+        """Python version in pip's form, such as `3.12`."""
         return ".".join(self.python.split(".")[:2])
 
     @property
     def architecture(self) -> int:
-        """Compute capability as machine code is marked with it, such as 90."""
+        """Compute capability as a number, such as 90; machine code is marked with it."""
         return int(self.compute_capability.replace(".", ""))
 
     @property
     def platforms(self) -> list[str]:
-        """Platform tags of wheels that run there, newest first; pip compares them exactly."""
+        """Platform tags of wheels that run on the machine, newest first; pip compares tags exactly."""
         newest = int(self.libc.split(".")[1])
         names = [f"manylinux_2_{minor}_x86_64" for minor in range(newest, 4, -1)]
         return [*names, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 
 
 def canonical(name: str) -> str:
-    """Return the name of a package in the form in which registries compare it."""
+    """Return the normalised name of a package, which registries compare."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -81,6 +84,6 @@ def read(file: Path = FILE) -> Machine:
 
 
 def joined_path(*folders: Path | str) -> str:
-    """Return folders as the value of PYTHONPATH, what it holds already last."""
+    """Return a value for PYTHONPATH: the folders, then the current PYTHONPATH."""
     before = os.environ.get("PYTHONPATH")
     return os.pathsep.join([*map(str, folders), *([before] if before else [])])

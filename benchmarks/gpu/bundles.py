@@ -1,9 +1,10 @@
-"""Bundles for the section `bundles`, small enough to be carried to a machine with a GPU.
+"""Export bundles for the section `bundles` that are small enough to be carried to a GPU machine.
 
     python -m benchmarks.gpu.bundles -o FOLDER [--tiny]
 
-Weights are random with 15 levels each, so that they compress to a sixth. The reference clip is a real one, of two
-frames after two: short, so that most of the ring that it records is still zero.
+The weights are random with 15 levels, so they compress to a sixth. The reference clip is a real clip with two frames of
+context and two of horizon; after so few frames most of the recorded ring is zero and compresses well. Writes one bundle
+per precision policy of `KINDS`, named after it.
 """
 
 import argparse
@@ -22,15 +23,16 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 
 KINDS = ("fp32", "tf32", "fp16")
-"""Precision of each."""
+"""Precision policy of each bundle."""
 LEVELS = 15
+"""Number of distinct values of a layer's weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the bundles and return the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.bundles", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the bundles")
-    parser.add_argument("--tiny", action="store_true", help="the tiny model of --device cpu --quick")
+    parser.add_argument("--tiny", action="store_true", help="use the tiny model of --device cpu --quick")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     for path in export_all(options.output, TINY if options.tiny else FULL):
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export_all(folder: Path, config: ModelConfig) -> list[Path]:
-    """Export a bundle of each kind, replacing older ones, and link their equal files."""
+    """Export a bundle of each kind, replacing bundles of the same name; return their paths."""
     paths = []
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "model.safetensors"
@@ -54,7 +56,7 @@ def export_all(folder: Path, config: ModelConfig) -> list[Path]:
 
 
 def coarse_model(config: ModelConfig) -> E3DLSTM:
-    """Return a model with random weights of few levels."""
+    """Return a model whose weights are random with `LEVELS` levels."""
     torch.manual_seed(0)
     model = E3DLSTM(config).eval()
     with torch.no_grad():

@@ -1,11 +1,13 @@
-"""One call on a borrowed GPU machine.
+"""Run one call on a borrowed GPU machine: a fixed list of steps within a time limit.
 
     python -m benchmarks.gpu.call probe|train|numbers|next [--seconds S] [--device cpu --quick]
 
-`probe` finds out if everything is right and where the time goes; `train` trains the full-size model; `numbers` times
-everything. `next` is `train` while benchmarks/results records no training on a GPU, and `numbers` from then on. Every
-step is a process with a time limit. Its output goes to $OUT/gpu_CALL.log, and its exit code and duration to
-$OUT/gpu_CALL.json, which is written before and after each step; without OUT, benchmarks/results is meant.
+There are three calls. `probe` checks the results and profiles the main rows; `train` trains the full-size model;
+`numbers` measures all rows. `next` means `train` until benchmarks/results contains a training on a GPU, and then
+`numbers`. Each step is a process with a time limit.
+
+Writes the output of the steps to $OUT/gpu_CALL.log, and their exit codes and durations to $OUT/gpu_CALL.json, which is
+replaced before and after each step. Without OUT, the files are written to benchmarks/results.
 """
 
 import argparse
@@ -39,24 +41,27 @@ CARRIED = {
     "train": ("packages", "digits"),
     "numbers": ("packages", "onnxruntime", "bundles"),
 }
-"""Folders of the pack that each call needs."""
+"""Folders of the pack that each call uses."""
 CACHE = "inductor"
-"""Folder of the pack that holds what an earlier training call compiled; only that call takes it, and can do without."""
+"""Folder of the pack with the compiler cache of an earlier training call; optional, and used only by `train`."""
 PACKAGES = ("packages", "onnxruntime")
-"""Folders of the pack that hold Python packages."""
+"""Folders of the pack that contain Python packages."""
 SECONDS = {"probe": 320.0, "train": 530.0, "numbers": 380.0}
-"""Duration of each call (s). Probe and numbers, with a start of the machine before each, fit into a quarter of an hour;
-so does a training by itself."""
+"""Time limit of each call (s).
+
+`probe` and `numbers` together, with a start of the machine before each, fit into a quarter of an hour; so does `train`
+alone.
+"""
 CACHE_SECONDS = 40.0
-"""Time to pack what was compiled, at the end of a training call (s)."""
+"""Time to pack the compiler cache at the end of a training call (s)."""
 START_SECONDS = 35.0
-"""Part of a training step's time that its start and its end take (s)."""
+"""Time that the start and the end of the training process take (s)."""
 QUICK_SECONDS = 10.0
 """Duration of each training in a rehearsal (s)."""
 PATIENCE = 5
-"""Factor on every time limit in a rehearsal, as processors differ."""
+"""Factor on all time limits in a rehearsal, because processors differ in speed."""
 ENDING = 5.0
-"""Time between asking a process to end and ending it (s)."""
+"""Time between SIGTERM and SIGKILL to a process (s)."""
 MEMORY = """
 import sys, pytest
 class Skips:
@@ -65,7 +70,7 @@ class Skips:
 skips = Skips()
 options = ["-q", "-rs", "-x", "-m", "gpu", "-k", "memory_and_kernel", "-p", "no:cacheprovider"]
 code = pytest.main([*options, "tests/runtime/backends/test_tensorrt.py"], plugins=[skips])
-sys.exit(int(code) or (4 if skips.skipped and sys.argv[1] == "cuda" else 0))  # pytest passes when all was skipped
+sys.exit(int(code) or (4 if skips.skipped and sys.argv[1] == "cuda" else 0))  # pytest returns 0 if all are skipped
 """
 
 
@@ -75,14 +80,14 @@ class Step:
 
     name: str
     seconds: float
-    """Most time that it gets (s)."""
+    """Time limit (s)."""
     command: Sequence[str]
     planned: bool = False
-    """It takes `--seconds` and does what fits."""
+    """True if the command has an option `--seconds` and limits its own time."""
     run: Path | None = None
-    """Folder of the training run that it makes, read for its speed."""
+    """Folder of the training run that the command creates; its speed is read from the log."""
     parts: Path | None = None
-    """Folder for the weights of that run, in parts."""
+    """Folder to which the run writes its weights in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +95,25 @@ class Place:
     """Folders, device and duration of a call."""
 
     out: Path
-    """Folder that comes back."""
+    """Folder whose files are returned from the machine."""
     work: Path
     """Temporary folder."""
     unpacked: Path
-    """Carried folders, unpacked."""
+    """Folder with the unpacked pieces."""
     device: str = "cuda"
     quick: bool = False
-    """Tiny sizes, to rehearse."""
+    """True to use tiny sizes, for a rehearsal."""
     seconds: float | None = None
-    """Duration of the call (s); None for the usual one."""
+    """Time limit of the call (s); None for that in `SECONDS`."""
 
     @property
     def compiles(self) -> bool:
-        """Training compiles its cells here; on a CPU that takes minutes."""
+        """True if the training compiles its cells; on a CPU this would take minutes."""
         return self.device == "cuda" and not self.quick
 
     @property
     def cache(self) -> Path:
-        """Folder for what Inductor compiles; holds what was carried of it."""
+        """Folder of Inductor's compiler cache; contains the carried cache, if any."""
         return self.unpacked / CACHE
 
     @property
@@ -120,7 +125,7 @@ class Place:
 
 
 def probe(place: Place) -> list[Step]:
-    """Return the steps that tell what is right and where the time goes; the last one may find no time left."""
+    """Return the steps that check the results and profile the main rows; no time may be left for the last step."""
     batch = ("--batches", "1")
     passes = ",".join(name if place.quick else f"{name} {BATCH}" for name in PASSES)
     return [
@@ -133,7 +138,7 @@ def probe(place: Place) -> list[Step]:
 
 
 def train(place: Place) -> list[Step]:
-    """Return the steps of a training call: the full-size network, then the compiled cells for the next call."""
+    """Return the steps of a training call: train the full-size network, then pack the compiler cache."""
     full = training(place, (place.seconds or SECONDS["train"]) - CACHE_SECONDS)
     if not place.compiles:
         return [full]
@@ -142,19 +147,19 @@ def train(place: Place) -> list[Step]:
 
 
 def numbers(place: Place) -> list[Step]:
-    """Return the one step that times everything, most valuable first."""
+    """Return the single step that measures all rows, ordered by value; times of the probe replace the estimates."""
     measured: Path | None = RESULTS / "gpu_probe_rows.json"
     try:
         Costs.read(measured)
     except ValueError as error:
-        print(f"estimated times are taken: {error}", file=sys.stderr)
+        print(f"the plan uses estimated times: {error}", file=sys.stderr)
         measured = None
     costs = ["--costs", str(measured)] if measured and not place.quick else []
     return [benchmark(place, "numbers_rows", place.seconds or SECONDS["numbers"], *costs)]
 
 
 def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
-    """Return a step that runs sections of `python -m benchmarks.gpu`, and ends by itself before its time."""
+    """Return a step that runs sections of `python -m benchmarks.gpu`, which ends by itself before the time limit."""
     bundles = ["--bundles", str(place.unpacked / "bundles" / ("tiny" if place.quick else "full"))]
     files = ["--out", str(place.out / f"gpu_{name}.json")]
     command = ["-m", "benchmarks.gpu", *place.options, *options, *bundles, *files]
@@ -162,24 +167,24 @@ def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
 
 
 BATCH = "16"
-"""Sequences in a training step; 32 with 2D convolutions were not measured (benchmarks/NOTES.md)."""
+"""Batch size of the training; 32 was not measured with 2D convolutions (benchmarks/NOTES.md)."""
 PASSES = ("eager", "captured", "compiled-conv2d")
-"""Training passes of the probe: as launched by Python, captured, and as the training call runs them."""
+"""Training passes that the probe measures: launched by Python, captured, and as in the training call."""
 FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5", "--batch-size", BATCH]
 TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2"]
 TINY += ["--validation-clips", "2", "--log-every", "1"]
 
-# As in benchmarks/results/gpu_train_2.json. Steps of 1,000,000 are the whole time, so a burn-in may come in its last
-# quarter and true frames are shown in the first two fifths.
+# These are the options of benchmarks/results/gpu_train_2.json. With --schedule-by time, 1,000,000 steps stand for the
+# whole time: the burn-in takes place in its last quarter, and true frames are shown in its first two fifths.
 LEARNING = ["--schedule", "cosine", "--schedule-by", "time", "--warmup-steps", "200", "--learning-rate", "8e-4"]
 LEARNING += ["--steps", "1000000", "--sampling-stop-step", "400000", "--burn-in-steps", "250000", "--no-decay"]
 LEARNING += ["--log-every", "10", "--validate-every", "500"]
-LEARNING += ["--save-every", "1000000"]  # a state for `--resume` stays on the machine
-LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # or a short run stays on the plateau of black frames
+LEARNING += ["--save-every", "1000000"]  # the state for --resume would not be returned
+LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # otherwise a short run keeps predicting black frames
 
 
 def training(place: Place, seconds: float) -> Step:
-    """Return the step that trains until its time is over and writes the weights to the folder that comes back."""
+    """Return the step that trains for the given time and writes the weights to the returned folder."""
     run, parts = place.work / "full", place.out / "gpu_full"
     minutes = (QUICK_SECONDS if place.quick else seconds - START_SECONDS) / 60
     speed = ["--precision", "fp32" if place.device == "cpu" else "bf16", "--workers", "1" if place.quick else "8"]
@@ -197,20 +202,23 @@ PROBED = ",".join(
         *("attention", "norm"),
     ]
 )
-"""Rows of the probe: those that show if the captured steps are right, and where their time goes."""
+"""Rows that the probe measures, to check and profile the captured steps."""
 STEPS = {"probe": probe, "train": train, "numbers": numbers}
 
 
-# What was found before
+# Results of earlier calls
 
 
 def next_call(results: Path) -> str:
-    """Return the call that is due: training until one on a GPU is recorded, then numbers."""
+    """Return the next call: `train` until a training on a GPU is recorded, then `numbers`."""
     return "numbers" if any(map(trained_on_a_gpu, results.glob("gpu_train*.json"))) else "train"
 
 
 def trained_on_a_gpu(file: Path) -> bool:
-    """Return if a file is the record of a training call or the log of a training, on a GPU, that made steps."""
+    """Return True if a file records a training on a GPU with at least one step.
+
+    The file is the record of a training call or the log of a training; a damaged file counts as no training.
+    """
     try:
         found = json.loads(file.read_text())
         on_a_gpu, steps = found.get("device") == "cuda" or bool(found.get("gpu")), found.get("steps")
@@ -226,7 +234,11 @@ def trained_on_a_gpu(file: Path) -> bool:
 
 
 class Call:
-    """One call, its record written before and after each step."""
+    """Runs the steps of one call, and writes the record before and after each step.
+
+    Args:
+        seconds: time limit of the call.
+    """
 
     def __init__(self, name: str, place: Place, seconds: float) -> None:
         self.name, self.place = name, place
@@ -250,6 +262,7 @@ class Call:
         return sum(step["code"] != 0 for step in self.record["steps"])
 
     def step(self, step: Step, variables: Mapping[str, str]) -> None:
+        """Run a step, record its result, and print the end of its output."""
         patience = PATIENCE if self.place.quick else 1
         limit = min(patience * step.seconds, self.seconds - self.elapsed())
         found: dict[str, Any] = {"name": step.name, "at_s": round(self.elapsed(), 1), "limit_s": round(limit, 1)}
@@ -264,7 +277,7 @@ class Call:
                 found |= learned(step.run)
             if step.parts is not None:
                 keep_last_set(step.parts)
-        except (OSError, ValueError, TypeError, KeyError) as error:  # of files that a killed process left
+        except (OSError, ValueError, TypeError, KeyError) as error:  # files that a killed process left incomplete
             found["not_read"] = f"{type(error).__name__}: {error}"
         self.record["steps"][-1] = found
         self.write()
@@ -274,11 +287,11 @@ class Call:
         print(f"=== {step.name}: {json.dumps(found)}", *tail, sep="\n", flush=True)
 
     def process_of(self, step: Step, limit: float, variables: Mapping[str, str]) -> int | str:
-        """Run a step; return its exit code, or that its time was over."""
+        """Run the process of a step; return its exit code, or a text if its time was over."""
         with self.log.open("ab") as log:
             log.write(f"=== {step.name}: {' '.join(step.command)[:2000]}\n".encode())
             log.flush()
-            # Into a file, not a pipe: a grandchild that lives on would keep a pipe open.
+            # The output goes to a file, because a surviving grandchild would keep a pipe open.
             self.process = subprocess.Popen(
                 [sys.executable, *step.command, *(["--seconds", str(int(limit - ENDING))] if step.planned else [])],
                 cwd=ROOT,
@@ -300,12 +313,12 @@ class Call:
         process = self.process
         if process is None:
             return
-        process.terminate()  # it alone: workers that load data must not go before it
+        process.terminate()  # not the group: data loader workers must not end before their parent
         try:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING)
         finally:
-            with suppress(ProcessLookupError):  # all of them have ended
+            with suppress(ProcessLookupError):  # the whole group has ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -317,7 +330,10 @@ class Call:
 
 
 def learned(run: Path) -> dict[str, Any]:
-    """Return speed and learning curve of a training run, as far as its log has them; its first tenth does not count."""
+    """Return the speed and the learning curve of a training run from its log, as far as they are logged.
+
+    The first tenth of the log is left out of the speed.
+    """
     files, config = sorted(run.glob("logs/version_*/metrics.csv")), run / "config.json"
     if not files or not config.exists():
         return {}
@@ -338,7 +354,7 @@ def learned(run: Path) -> dict[str, Any]:
 
 
 def keep_last_set(parts: Path) -> None:
-    """Delete all but the last whole set of parts, as only so many files come back."""
+    """Delete all parts except the newest complete set, because the number of returned files is limited."""
     sets: dict[str, list[Path]] = {}
     for file in parts.glob(PATTERN):
         sets.setdefault(file.name.split(".part-")[0], []).append(file)
@@ -352,23 +368,26 @@ def keep_last_set(parts: Path) -> None:
 
 
 def carried(name: str, pack: Path) -> list[Path]:
-    """Return the folders of the pack that a call takes and that are there; say on stderr which it lacks."""
+    """Return the folders of the pack that a call uses and that exist; report missing folders on stderr."""
     for piece in CARRIED[name]:
         if not (pack / piece).is_dir():
-            print(f"{pack / piece}: is not there, so some rows are skipped; carry it", file=sys.stderr)
+            print(
+                f"{pack / piece}: no such folder, so some rows are skipped; carry it with the checkout", file=sys.stderr
+            )
     pieces = (*CARRIED[name], *((CACHE,) if name == "train" else ()))
     return [pack / piece for piece in pieces if (pack / piece).is_dir()]
 
 
 def variables_for(folders: Sequence[Path], cache: Path) -> dict[str, str]:
-    """Return the environment of the steps: carried packages before installed ones, output at once.
+    """Return the environment variables of the steps, with which Python finds carried packages before installed ones.
 
     Args:
-        cache: folder for what Inductor compiles.
+        folders: unpacked folders of the pack.
+        cache: folder of Inductor's compiler cache.
     """
     fits = ".".join(map(str, sys.version_info[:2])) == borrowed.read().python_tag
     if not fits:
-        print("the carried packages are for another Python; those installed here are taken", file=sys.stderr)
+        print("the carried packages are for another Python version; the installed packages are used", file=sys.stderr)
     packages = [folder for folder in folders if fits and folder.name in PACKAGES]
     path = borrowed.joined_path(*packages, ROOT)
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
@@ -377,10 +396,10 @@ def variables_for(folders: Sequence[Path], cache: Path) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.call", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("call", choices=(*CALLS, "next"))
-    parser.add_argument("--seconds", type=seconds, help="duration of the call")
-    parser.add_argument("--pack", type=Path, default=PACK, help="what was carried")
+    parser.add_argument("--seconds", type=seconds, help="time limit of the call (s)")
+    parser.add_argument("--pack", type=Path, default=PACK, help="folder with the carried pieces")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to rehearse")
+    parser.add_argument("--quick", action="store_true", help="use tiny sizes, for a rehearsal")
     options = parser.parse_args()
     name: str = next_call(RESULTS) if options.call == "next" else options.call
     with tempfile.TemporaryDirectory(prefix="gpu-call-") as folder:

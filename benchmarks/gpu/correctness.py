@@ -1,4 +1,4 @@
-"""Comparison of a row with eager float32, beyond a full ring."""
+"""Comparison of a stepper with PyTorch eager in float32, over more frames than the ring has slots."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,11 +14,11 @@ from e3d_deploy.policies import default_budget
 from e3d_deploy.tf32 import arithmetic
 
 JUDGED_STREAMS = 2
-"""Streams that are also computed in float64, which a GPU is slow at."""
+"""Number of streams that are also computed in float64; only a few, because GPUs are slow in float64."""
 
 
 class Yardstick:
-    """Eager float32 with TF32 off for one number of streams, and its own rounding error."""
+    """Reference for one number of streams: eager float32 with TF32 off, and its rounding error."""
 
     def __init__(self, bench: Bench, batch: int) -> None:
         self.bench, self.batch = bench, batch
@@ -26,13 +26,13 @@ class Yardstick:
 
     @cached_property
     def expected(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predictions of all steps, and the states at the end."""
+        """Predictions of all steps, and the final states by name."""
         eager = Eager(self.bench, self.batch, precision="fp32")
         return rolled(eager, self.frames), eager.states()
 
     @cached_property
     def rounding(self) -> float:
-        """Largest difference between float32 and float64, of predictions and final states."""
+        """Largest difference of predictions and final states between float32 and float64."""
         predictions, states = self.expected
         exact, frames = self.bench.copy_of_model().double(), self.frames[:, :JUDGED_STREAMS].double()
         state, found = exact.initial_state(frames.shape[1]), []
@@ -44,9 +44,10 @@ class Yardstick:
         return max(distance(torch.stack(found), predictions[:, :JUDGED_STREAMS]), *by_kind(doubles, judged).values())
 
     def compare(self, stepper: Stepper) -> dict[str, Any]:
-        """Return how far a new stepper is off; afterwards its ring is full.
+        """Step a new stepper, whose ring is full afterwards; return its differences from the reference.
 
-        Float32 is judged: it may be off by what PyTorch's own float32 is off from float64, times a factor.
+        A float32 stepper passes within a budget, which is a multiple of the rounding error of PyTorch's own float32.
+        Other steppers pass if their results are finite.
         """
         if isinstance(stepper, NaiveCompiled):
             found: dict[str, Any] = {"predictions": self._one_step(stepper), "steps": 1}
@@ -62,7 +63,7 @@ class Yardstick:
         return found
 
     def budget(self) -> float:
-        """Return how far float32 products may be off."""
+        """Return the allowed difference of float32 steppers."""
         difference = default_budget("fp32", self.rounding).difference
         assert difference is not None
         return difference
@@ -86,7 +87,7 @@ class Yardstick:
 
 
 def rolled(stepper: Stepper, frames: Tensor) -> Tensor:
-    """Return the predictions of steps over frames [T, B, C, H, W]."""
+    """Step over frames [T, B, C, H, W]; return the predictions, [T, B, C, H, W]."""
     with arithmetic(stepper.precision):
         return torch.stack([stepper.step(frame).float().clone() for frame in frames])
 
@@ -97,7 +98,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def by_kind(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the largest absolute difference of each kind of state, over layers."""
+    """Return the largest absolute difference of each kind of state, over all layers."""
     kinds: dict[str, float] = {}
     for name, tensor in expected.items():
         kind = name.split(".")[0]

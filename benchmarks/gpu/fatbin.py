@@ -1,9 +1,10 @@
-"""Machine code for one chip in a library that was built for many.
+"""Removal of machine code for other chips from a CUDA library, so that the library compresses well.
 
-A CUDA library keeps its kernels in the section `.nv_fatbin`: headers, each followed by the entries of one source file,
-one entry per chip. Zeroing the payload of an entry keeps the length of the file and every offset, and the headers
-stay, so the CUDA runtime still finds the entry of the chip. CUDA loads modules when one of their kernels is first
-called, so a zeroed one fails only then. Zeros compress to nothing.
+A CUDA library stores its kernels in the section `.nv_fatbin`. The section contains headers; each header is followed by
+the entries of one source file, one entry per chip. `prune` overwrites the payload of unneeded entries with zeros, which
+compress to almost nothing. The headers, all offsets and the length of the file stay, so the CUDA runtime still finds
+the entry of its chip. CUDA loads the code of a source file when one of its kernels is first called, so a zeroed entry
+causes an error only then.
 """
 
 import re
@@ -21,20 +22,20 @@ class Entry:
     """Code of one source file for one chip."""
 
     start: int
-    """Offset of the payload in the file."""
+    """Offset of the payload in the file (bytes)."""
     length: int
     """Length of the payload, padding included (bytes)."""
     packed: int
     """Length of the compressed code (bytes); 0 if it is not compressed."""
     plain: int
-    """Length of the code once decompressed (bytes)."""
+    """Length of the decompressed code (bytes)."""
     architecture: int
     """Chip, such as 90 for compute capability 9.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """Outcome of pruning a library."""
+    """Sizes of the machine code that was kept and zeroed."""
 
     kept_bytes: int
     zeroed_bytes: int
@@ -47,16 +48,17 @@ def prune(
     uncalled: re.Pattern[bytes],
     decompress: Callable[[bytes, int], bytes],
 ) -> Pruned:
-    """Zero the machine code of other chips, and of source files whose kernels are all known never to be called.
+    """Overwrite with zeros the machine code of other chips, and of source files whose kernels are never called.
 
     Args:
-        library: an ELF file of 64 bits; changed in place.
-        architecture: the chip whose code stays.
-        uncalled: matches names of kernels that are never called.
-        decompress: decompresses Zstandard, given the data and the length of the result.
+        library: a 64-bit ELF file; changed in place.
+        architecture: chip whose code is kept.
+        uncalled: pattern of the names of kernels that are never called. A source file is zeroed if all its kernels
+            match.
+        decompress: function that decompresses Zstandard data, given the data and the length of the result.
 
     Raises:
-        ValueError: no such file, one without machine code, or one without code for the chip.
+        ValueError: `library` is not a 64-bit ELF file, or it has no machine code for the chip that is kept.
     """
     kept = zeroed = 0
     for entry in entries(library):
@@ -67,15 +69,15 @@ def prune(
             library[entry.start : entry.start + entry.length] = bytes(entry.length)
             zeroed += entry.length
     if not kept:
-        raise ValueError(f"no machine code for chip {architecture} is in the library; take another build of it")
+        raise ValueError(f"no machine code for chip {architecture} is in the library; use another build of the library")
     return Pruned(kept_bytes=kept, zeroed_bytes=zeroed)
 
 
 def entries(library: bytes | bytearray) -> Iterator[Entry]:
-    """Find the entries of all source files.
+    """Yield the entries of all source files.
 
     Raises:
-        ValueError: not an ELF file of 64 bits, or one without machine code.
+        ValueError: `library` is not a 64-bit ELF file, or it has no machine code.
     """
     at, length = section(library, b".nv_fatbin")
     end = at + length
@@ -95,13 +97,13 @@ def entries(library: bytes | bytearray) -> Iterator[Entry]:
 
 
 def section(library: bytes | bytearray, name: bytes) -> tuple[int, int]:
-    """Return offset and length of a section of an ELF file.
+    """Return the offset and length of a section of an ELF file (bytes).
 
     Raises:
-        ValueError: not an ELF file of 64 bits, or it has no such section.
+        ValueError: `library` is not a 64-bit ELF file, or it has no such section.
     """
     if bytes(library[:5]) != b"\x7fELF\x02":
-        raise ValueError("not an ELF file of 64 bits; give a Linux library")
+        raise ValueError("not an ELF file of 64 bits; give a 64-bit Linux library")
     (table,) = struct.unpack_from("<Q", library, 0x28)
     size, count, strings = struct.unpack_from("<HHH", library, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", library, table + index * size) for index in range(count)]
@@ -109,7 +111,7 @@ def section(library: bytes | bytearray, name: bytes) -> tuple[int, int]:
         start = heads[strings][4] + head[0]
         if bytes(library[start : library.index(b"\0", start)]) == name:
             return head[4], head[5]
-    raise ValueError(f"no section {name.decode()}; the library holds no CUDA code")
+    raise ValueError(f"no section {name.decode()}; give a library with CUDA code")
 
 
 def _all_match(

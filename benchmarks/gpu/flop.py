@@ -1,6 +1,6 @@
-"""Operations of a step: by the paper's formulas, and as executed.
+"""Number of operations of a step: by the paper's formulas, and as executed with rewrites.
 
-One multiplication and one addition are two operations, as everywhere.
+A multiplication and an addition count as two operations.
 """
 
 from functools import lru_cache
@@ -12,23 +12,27 @@ from e3d_deploy.model import E3DLSTM, Convolution
 
 
 def by_paper(config: ModelConfig, entries: int) -> int:
-    """Return the operations of a step of one stream with so many entries in its history, by the paper's formulas.
+    """Return the number of operations of a step of one stream, by the paper's formulas.
 
-    At full size, ten frames after ten take 302 GFLOP: 19 steps with 1 to 19 entries. The products with the padded slot
-    of the window count, as PyTorch's 3D convolution computes them.
+    At full size, a forecast of ten frames from ten takes 302 GFLOP: 19 steps with 1 to 19 entries. Products with the
+    padded slot of the window are counted, because PyTorch's 3D convolution computes them.
+
+    Args:
+        entries: number of cell states in the history.
     """
     return executed(config, entries, ())
 
 
 @lru_cache
 def executed(config: ModelConfig, entries: int, rewrites: tuple[str, ...]) -> int:
-    """Return the operations that a step of one stream executes; a test compares them with PyTorch's own counter.
+    """Return the number of operations that a step of one stream executes; a test compares it with PyTorch's counter.
 
-    Types, layouts and compiling change no count. A ring has all its K entries read from the first step on.
+    Data types, memory layouts and compilation do not change the number.
 
     Args:
-        rewrites: `conv2d` leaves out the convolutions' products with the padded slot, a quarter for a window of two;
-            `frozen-memory` leaves out the convolution of a memory that stays zero.
+        entries: number of cell states that the recall reads; a step over rings reads all K slots from the first frame.
+        rewrites: `conv2d` omits the products of the convolutions with the padded slot, a quarter for a window of two;
+            `frozen-memory` omits the convolution of a memory that stays zero.
     """
     with torch.device("meta"):
         model = E3DLSTM(config)

@@ -1,9 +1,9 @@
-"""Packs what Inductor compiled, so that the next machine need not compile it again.
+"""Pack the compiler cache of Inductor, so that the next machine does not compile the same code again.
 
     python -m benchmarks.gpu.inductor CACHE FILE
 
-CACHE is the folder of TORCHINDUCTOR_CACHE_DIR and FILE the .tar.xz to write. Put it into `.gpu-pack/inductor/` to carry
-it with the next training call.
+CACHE is the folder that TORCHINDUCTOR_CACHE_DIR names. Writes the archive FILE (.tar.xz). To carry it with the next
+training call, move it to `.gpu-pack/inductor/`.
 """
 
 import sys
@@ -15,12 +15,13 @@ from benchmarks.gpu.travel import MIB, files
 
 
 def pack(cache: Path, file: Path, most_bytes: int) -> str:
-    """Write the files of a cache as an archive; return its size as text.
+    """Write the files of a cache to an archive; return the sizes as text.
 
-    Locks are deleted before: equal files become one file with several names, and so would the locks.
+    Lock files are deleted first, because the archive stores equal files as hard links of one file, and locks that are
+    one file would wait for each other.
 
     Raises:
-        ValueError: nothing was compiled, or the archive is larger than what comes back, and is deleted.
+        ValueError: the cache is empty, or the archive exceeds `most_bytes` and was deleted.
     """
     for lock in list(cache.rglob("*.lock")):
         lock.unlink()
@@ -33,7 +34,7 @@ def pack(cache: Path, file: Path, most_bytes: int) -> str:
         file.unlink()
         raise ValueError(
             f"{file.name}: got {size / MIB:.1f} MiB, expected at most {most_bytes / MIB:.0f}; "
-            "the next call has to compile anew"
+            "the next call must compile again"
         )
     return f"{file.name}: {size / MIB:.1f} MiB, {found / MIB:.1f} MiB unpacked"
 

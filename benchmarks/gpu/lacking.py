@@ -1,4 +1,4 @@
-"""Packages that a command imports and a machine lacks."""
+"""Detection of packages that a command imports and that a machine lacks."""
 
 import json
 import subprocess
@@ -10,20 +10,21 @@ from pathlib import Path
 from benchmarks.gpu.borrowed import Machine, canonical
 
 HOOK = Path(__file__).parent / "confine"
+"""Folder of the sitecustomize.py that confines imports."""
 OWNERS = "import importlib.metadata as m, json; print(json.dumps(m.packages_distributions()))"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confined:
-    """An environment in which Python finds the packages of a machine alone."""
+    """Environment in which Python finds only the packages of a machine."""
 
     variables: Mapping[str, str]
     """Environment variables that confine a process and its children."""
     log: Path
-    """File that gets what was asked for and is not there."""
+    """File that receives a line for each refused import."""
 
     def lacking(self) -> dict[str, str]:
-        """Return the distributions that our own code tried to import and did not find, each with the module."""
+        """Return the distributions that our own code asked for and the machine lacks, each with the imported module."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         rows = [row for row in map(json.loads, lines) if row["lacking"]]
         return {distribution: row["module"] for row in rows for distribution in row["distributions"]}
@@ -31,10 +32,12 @@ class Confined:
 
 @dataclass(frozen=True, kw_only=True)
 class Confiner:
-    """Makes environments that are confined to a machine.
+    """Makes environments that are confined to the packages of a machine.
 
     Args:
-        carried: distributions carried there, taken from here where the carried ones are of another Python.
+        carried: further distributions that may be imported from this machine. They replace carried ones that are built
+            for another Python version.
+        python: Python whose packages are confined.
     """
 
     machine: Machine
@@ -42,10 +45,10 @@ class Confiner:
     python: str = sys.executable
 
     def confined(self, folder: Path, *, learn: bool = False) -> Confined:
-        """Prepare an environment in a folder that exists.
+        """Write the files of an environment to an existing folder; return the environment.
 
         Args:
-            learn: let our own code import what it asks for, to find out what is lacking; else that fails.
+            learn: log the imports of our own code that the machine lacks, but let them succeed; otherwise they fail.
         """
         owners = json.loads(subprocess.check_output([self.python, "-I", "-c", OWNERS]))
         described = {
@@ -62,7 +65,7 @@ class Confiner:
 
 
 def versions_here(distributions: Mapping[str, str]) -> dict[str, str]:
-    """Return the versions of distributions that are installed here."""
+    """Return the versions of distributions on this machine."""
     from importlib.metadata import version
 
     return {name: version(name) for name in distributions}

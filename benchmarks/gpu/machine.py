@@ -1,4 +1,4 @@
-"""Machine of a run: packages, GPU, and other programs that use it."""
+"""Facts about the machine of a run: packages, GPU, and other programs that use the GPU."""
 
 import os
 import re
@@ -20,11 +20,14 @@ PACKAGES = (
 )
 SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 IN_USE_MIB = 300
-"""Memory in use before we start above which another program must be using the GPU; an idle driver holds less."""
+"""GPU memory in use before the run above which another program must be using the GPU (MiB).
+
+An idle driver uses less.
+"""
 
 
 def host() -> dict[str, Any]:
-    """Return date, packages and processor."""
+    """Return the date, the number of processors, and the versions of Python and packages."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
@@ -34,7 +37,7 @@ def host() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """Return properties of the GPU; this makes a context on it."""
+    """Return the properties of the GPU; creates a CUDA context."""
     properties = torch.cuda.get_device_properties(0)
     capability = f"{properties.major}.{properties.minor}"
     found = {
@@ -48,14 +51,18 @@ def gpu() -> dict[str, Any]:
         "nvidia_smi": clocks(),
     }
     if not runs_on(properties.major, properties.minor, found["arches"]):
-        found["warning"] = f"PyTorch has no kernels made for this GPU ({arches()}); rows may fail or be slow"
+        found["warning"] = f"PyTorch has no kernels for this GPU ({arches()}); rows may fail or be slow"
     return found
 
 
 def runs_on(major: int, minor: int, arches: Sequence[str]) -> bool:
-    """Return True where PyTorch has machine code for a GPU, or code that its driver can compile.
+    """Return True if PyTorch has machine code for a GPU, or PTX that the driver can compile for it.
 
-    Machine code (`sm_`) runs on its own generation from its step on, and PTX (`compute_`) on all that came later.
+    Machine code (`sm_`) runs on GPUs of the same major version and an equal or later minor version. PTX (`compute_`)
+    runs on all equal or later versions.
+
+    Args:
+        arches: result of `torch.cuda.get_arch_list`.
     """
     for arch in arches:
         if one := re.fullmatch(r"(sm|compute)_(\d+)", arch):
@@ -66,20 +73,20 @@ def runs_on(major: int, minor: int, arches: Sequence[str]) -> bool:
 
 
 def no_gpu() -> str | None:
-    """Return why PyTorch finds no GPU; None where it finds one."""
+    """Return the reason why PyTorch finds no GPU; None if it finds one."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of an old driver, which we say below
+        warnings.simplefilter("ignore")  # PyTorch warns of an old driver; the reason below says the same
         if torch.cuda.is_available():
             return None
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:
         return line_of(error)
-    return "its driver reports none"
+    return "the driver reports none"
 
 
 def in_use() -> dict[str, Any]:
-    """Return what other programs use of the GPU; to be asked before we use it."""
+    """Return the use of the GPU by other programs; call it before this process uses the GPU."""
     memory = smi("--query-gpu=memory.used,utilization.gpu")
     programs = smi("--query-compute-apps=pid,used_memory,process_name")
     if isinstance(memory, str) or isinstance(programs, str) or not memory:
@@ -88,14 +95,14 @@ def in_use() -> dict[str, Any]:
     found: dict[str, Any] = {"memory_mib": used, "utilization_percent": busy, "programs": programs}
     if programs or (used.isdigit() and int(used) > IN_USE_MIB):
         found["warning"] = (
-            f"the GPU is in use by others ({used} MiB of memory, {len(programs)} programs, {busy} % busy); "
-            "timings are doubtful and memory may not suffice; close them and run again"
+            f"other programs use the GPU ({used} MiB of memory, {len(programs)} programs, {busy} % busy); timings are "
+            "unreliable and memory may not suffice; close the programs and run again"
         )
     return found
 
 
 def clocks() -> dict[str, str] | str:
-    """Return name, driver, clocks, power limit and temperature of the GPU now."""
+    """Return the current state of the GPU: name, driver, clocks, power limit and temperature."""
     found = smi(f"--query-gpu={','.join(SMI)}")
     return (
         found if isinstance(found, str) else dict(zip(SMI, (one.strip() for one in found[0].split(",")), strict=False))
@@ -103,7 +110,7 @@ def clocks() -> dict[str, str] | str:
 
 
 def smi(query: str) -> list[str] | str:
-    """Return the lines of nvidia-smi, or why there are none."""
+    """Run a query of nvidia-smi; return its lines, or the error as text."""
     try:
         done = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
@@ -114,7 +121,7 @@ def smi(query: str) -> list[str] | str:
 
 
 def version_of(package: str) -> str | None:
-    """Return the installed version of a package."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

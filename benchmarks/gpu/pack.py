@@ -1,4 +1,4 @@
-"""Packages and folders made small enough to travel."""
+"""Installation, shrinking and archiving of packages and folders that are sent to a GPU machine."""
 
 import importlib
 import lzma
@@ -23,18 +23,18 @@ UNUSED = (
     *("onnxruntime/transformers", "onnxruntime/ThirdPartyNotices.txt", "onnxruntime/Privacy.md"),
     *("onnxruntime/capi/libonnxruntime.so*", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so", "bin"),
 )
-"""Parts of onnxruntime-gpu that a session on CUDA does not read."""
+"""Files of onnxruntime-gpu that a session on CUDA does not read."""
 FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 32 << 20}]
-"""Compression of the archives."""
+"""LZMA filters of the archives; the first one makes x86 machine code compress better."""
 UNCALLED = re.compile(rb"flash|cutlass|[Mm]oe|attention_kernel_batched|onnxruntime3llm|fpA_intB|Attention|attention")
-"""Kernels of language models; recall is products of matrices and a softmax in our graphs."""
+"""Names of kernels for language models. Our graphs do not call them: the recall is matrix products and a softmax."""
 
 
 def install(packages: Mapping[str, str], folder: Path, machine: Machine) -> None:
-    """Install packages for the machine's Python into a folder, without what they depend on.
+    """Install packages for the machine's Python into a folder, without their dependencies.
 
     Raises:
-        SystemExit: pip finds no such version for that machine.
+        SystemExit: pip finds no wheel of a package in this version for the machine.
     """
     if not packages:
         return
@@ -52,10 +52,14 @@ def install(packages: Mapping[str, str], folder: Path, machine: Machine) -> None
 
 
 def shrink_onnxruntime(site: Path, machine: Machine) -> Pruned:
-    """Leave of onnxruntime-gpu and cuda-core in a folder what runs our graphs on the machine's GPU."""
+    """Remove everything from onnxruntime-gpu and cuda-core that our graphs do not need on the machine's GPU.
+
+    Args:
+        site: folder in which the packages are installed.
+    """
     for path in (path for pattern in UNUSED for path in site.glob(pattern)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in site.glob("cuda/core/cu[0-9]*"):  # cuda-core, once for each CUDA
+    for path in site.glob("cuda/core/cu[0-9]*"):  # cuda-core contains a folder for each version of CUDA
         if path.name != f"cu{machine.cuda.split('.')[0]}":
             shutil.rmtree(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +71,7 @@ def shrink_onnxruntime(site: Path, machine: Machine) -> Pruned:
 
 
 def zstandard(folder: Path) -> Callable[[bytes, int], bytes]:
-    """Return a function that decompresses Zstandard; it is installed into the folder, as nothing else needs it."""
+    """Install the package `zstandard` into a folder, because nothing else needs it; return its decompressor."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "zstandard==0.25.0"]
     subprocess.run(pip, check=True, capture_output=True)
     sys.path.insert(0, str(folder))
@@ -80,10 +84,10 @@ def zstandard(folder: Path) -> Callable[[bytes, int], bytes]:
 
 
 def archive(folder: Path, file: Path) -> None:
-    """Write a folder as a .tar.xz, the same bytes for the same files.
+    """Write the files of a folder to a .tar.xz archive; equal folders yield equal archives.
 
-    Equal files are stored once, as hard links. Addresses in machine code are made absolute before compression, which
-    saves 7 % of onnxruntime-gpu.
+    Equal files are stored once, as hard links. The compression makes addresses in machine code absolute, which saves
+    7 % of onnxruntime-gpu.
     """
     stored: dict[str, str] = {}
 
@@ -120,16 +124,16 @@ def distributions(file: Path) -> set[str]:
 
 
 def unpack(packed: Sequence[Path], folder: Path) -> list[Path]:
-    """Unpack the archives in packed folders, each into a folder of the same name; return these.
+    """Unpack the archives of some folders, each into a subfolder of `folder` with the same name; return the subfolders.
 
     Raises:
-        BackendUnavailable: a Python before 3.11.4, which cannot keep a file in its folder.
+        BackendUnavailable: Python is older than 3.11.4 and cannot prevent files outside the folder.
     """
     made = []
     for piece in packed:
         for file in sorted(piece.glob("*.tar.xz")):
             if not hasattr(tarfile, "data_filter"):
-                raise BackendUnavailable("this Python cannot unpack archives safely; take Python 3.11.4 or later")
+                raise BackendUnavailable("this Python cannot unpack archives safely; use Python 3.11.4 or later")
             with tarfile.open(file) as tar:
                 tar.extractall(folder / piece.name, filter="data")
         made.append(folder / piece.name)

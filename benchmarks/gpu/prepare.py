@@ -1,11 +1,17 @@
-"""Fetch and pack what travels to a borrowed GPU machine.
+"""Prepare the files that are sent to a borrowed GPU machine, and print the commands to run there.
 
     python -m benchmarks.gpu.prepare [-o .gpu-pack] [--pieces NAME,...] [--rehearse]
 
-Makes four pieces, each a folder with one archive: `onnxruntime`, onnxruntime-gpu for the one chip with cuda-core;
-`bundles`; `digits`; `packages`, what the calls import and the machine lacks, or may have in too old a version. That is
-found by running them here on tiny sizes.
-Then adds up what travels in each call and prints the commands. Needs a network (pip, npm), git and a few minutes.
+Writes four pieces to the pack, each a folder with one archive:
+
+- `onnxruntime`: onnxruntime-gpu, reduced to the code for the machine's GPU, and cuda-core;
+- `bundles`: the bundles of benchmarks.gpu.bundles;
+- `digits`: the digits of benchmarks.digits;
+- `packages`: packages that the calls import and that the machine lacks or may have in too old a version. They are found
+  by running the calls on this machine with tiny sizes.
+
+Then checks the size of the files that each call sends, and prints the commands. Needs a network (pip, npm), git and a
+few minutes.
 """
 
 import argparse
@@ -32,7 +38,7 @@ from e3d_deploy.errors import ConfigError, E3DError
 
 @dataclass(frozen=True, kw_only=True)
 class Packer:
-    """Makes the pieces in a folder."""
+    """Makes the pieces of the pack."""
 
     machine: Machine
     pack: Path
@@ -58,7 +64,7 @@ class Packer:
             print(f"packages: {name} {version}, for `import {lacking[name]}`")
 
     def lacking(self) -> dict[str, str]:
-        """Run every call here on tiny sizes; return the packages that it imports and the machine lacks."""
+        """Run every call here with tiny sizes; return the packages that the calls import and the machine lacks."""
         found: dict[str, str] = {}
         for call in CALLS:
             with tempfile.TemporaryDirectory(prefix="gpu-imports-") as name:
@@ -74,7 +80,7 @@ class Packer:
 
     @property
     def pieces(self) -> dict[str, Callable[[Path], None]]:
-        """Functions that fill a folder, by the name of the piece; the last one runs the calls on the others."""
+        """Functions that fill the folder of a piece, by name; `packages` is last, because it uses the other pieces."""
         return {
             "onnxruntime": self.onnxruntime,
             "bundles": self.bundles,
@@ -83,7 +89,7 @@ class Packer:
         }
 
     def make(self, piece: str) -> None:
-        """Make a piece anew."""
+        """Make a piece, replacing an older one."""
         target = self.pack / piece
         shutil.rmtree(target, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="gpu-pack-") as folder:
@@ -94,17 +100,17 @@ class Packer:
 
 
 def unsure(project: Path, machine: Machine) -> dict[str, str]:
-    """Return what the package itself depends on and the machine has in an unknown version, perhaps too old a one."""
+    """Return the dependencies of the package whose versions on the machine are unknown and may be too old."""
     required = tomllib.loads(project.read_text())["project"]["dependencies"]
     names = [canonical(re.split(r"[^A-Za-z0-9._-]", one)[0]) for one in required]
     return {name: name for name in names if machine.installed.get(name, "") is None}
 
 
 def module(name: str, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
-    """Run a module of the checkout.
+    """Run a module of the checkout in a new process.
 
     Raises:
-        SystemExit: it fails, with the end of its output.
+        SystemExit: the process fails; the message contains the end of its output.
     """
     variables = variables or {}
     path = joined_path(*filter(None, [variables.get("PYTHONPATH")]), ROOT)
@@ -113,18 +119,18 @@ def module(name: str, *arguments: str, variables: Mapping[str, str] | None = Non
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-        raise SystemExit(f"{' '.join(command[1:])}: exit code {done.returncode}; mend what it says\n{tail}")
+        raise SystemExit(f"{' '.join(command[1:])}: exit code {done.returncode}; correct the error below\n{tail}")
 
 
 def plan(pack: Path, machine: Machine, root: Path = ROOT) -> list[str]:
-    """Return what to run and what to carry in each call, after checking its size.
+    """Return, for each call, lines with the command, the folders to carry and their sizes.
 
     Raises:
-        ConfigError: a piece is not there.
-        ResourceLimit: a call carries too much.
+        ConfigError: a piece is missing.
+        ResourceLimit: the files of a call exceed the limit of the machine.
     """
     if missing := [piece for piece in dict.fromkeys(chain(*CARRIED.values())) if not (pack / piece).is_dir()]:
-        raise ConfigError(f"{pack}: lacks {', '.join(missing)}; make them with --pieces {','.join(missing)}")
+        raise ConfigError(f"{pack}: {', '.join(missing)} missing; make them with --pieces {','.join(missing)}")
     lines = []
     for call in CALLS:
         folders = carried(call, pack)
@@ -136,7 +142,7 @@ def plan(pack: Path, machine: Machine, root: Path = ROOT) -> list[str]:
             f"    {travel.total_bytes / MIB:.1f} of {machine.limits.travel_bytes / MIB:.0f} MiB: "
             f"checkout {travel.tracked_bytes / MIB:.1f}, {sizes}",
             *(
-                f"    first move {name} out of the checkout, and back afterwards"
+                f"    first move {name} out of the checkout, and move it back afterwards"
                 for name in travel.without(machine.limits)
             ),
         ]
@@ -145,9 +151,11 @@ def plan(pack: Path, machine: Machine, root: Path = ROOT) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.prepare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("-o", "--output", type=Path, default=PACK, help="folder within the checkout, ignored by git")
-    parser.add_argument("--pieces", default="", help="make these alone; the others are there from before")
-    parser.add_argument("--rehearse", action="store_true", help="rehearse the calls afterwards")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=PACK, help="folder of the pack, within the checkout and ignored by git"
+    )
+    parser.add_argument("--pieces", default="", help="make only these pieces, separated by commas, and keep the others")
+    parser.add_argument("--rehearse", action="store_true", help="also rehearse the calls (benchmarks.gpu.rehearse)")
     options = parser.parse_args()
     machine = borrowed.read()
     packer = Packer(machine=machine, pack=options.output.absolute())

@@ -1,12 +1,13 @@
-"""Rehearsal of the calls on a borrowed GPU machine, without a GPU and from an empty folder.
+"""Rehearse the calls on a borrowed GPU machine, on this machine without a GPU.
 
     python -m benchmarks.gpu.rehearse [--pack .gpu-pack] [--python PATH] [--parts probe,train,numbers,killed,weights]
 
-Copies what travels to an empty folder and runs each call there on tiny sizes, with the imports confined to the
-packages of machine.json and to those that are carried. Then one call is killed in the middle, and the weights that came
-back are joined, exported and verified. Best with a Python of the machine's version that holds the machine's packages
-(`--python`); with another version, carried packages are taken as they are installed here. Writes
-benchmarks/results/rehearsal.json.
+Copies the files that are sent to the machine to an empty folder and runs each call there with tiny sizes. Imports are
+confined to the packages of machine.json and the carried packages. Then kills one call while it runs, and joins, exports
+and verifies the weights that the training call returned.
+
+Give `--python` a Python of the machine's version with the machine's packages. With another version, the packages that
+are installed here stand in for the carried packages. Writes benchmarks/results/rehearsal.json after each part.
 """
 
 import argparse
@@ -40,11 +41,12 @@ FILE = "rehearsal.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Runs calls in an empty folder.
+    """Runs calls in empty folders.
 
     Args:
-        python: Python that stands for the machine's.
-        folder: temporary folder.
+        pack: folder of the pieces that `prepare` made.
+        python: Python that stands in for the machine's.
+        folder: temporary folder for the copies and results.
     """
 
     machine: Machine
@@ -56,8 +58,8 @@ class Rehearsal:
         """Run a call to its end; return its sizes, steps and times.
 
         Raises:
-            RuntimeError: it fails, or asks for a package that is not there.
-            ResourceLimit: more travels, or comes back, than may.
+            RuntimeError: the call fails, for example because a package is missing.
+            ResourceLimit: the sent or returned files exceed a limit.
         """
         travel = check_travel(ROOT, [self.pack / piece for piece in CARRIED[name]], self.machine.limits)
         process, log, started = self.start(name)
@@ -71,23 +73,23 @@ class Rehearsal:
             "back_bytes": check_results(self.out(name), self.machine.limits),
         }
         if code:
-            raise RuntimeError(f"{name}: exit code {code}; mend what it says\n{tail(log)}")
+            raise RuntimeError(f"{name}: exit code {code}; correct the error below\n{tail(log)}")
         recorded = json.loads((self.out(name) / f"gpu_{name}.json").read_text())
         return found | {"steps": recorded["steps"], "json_files": whole(self.out(name))}
 
     def killed(self, name: str) -> dict[str, Any]:
-        """Kill a call after its first rows; return which results are there, each whole.
+        """Kill a call after its first rows; check that its result files are complete, and return their names.
 
         Raises:
-            RuntimeError: it ended before.
+            RuntimeError: the call ended before it was killed, or a result file is incomplete.
         """
         process, log, started = self.start(name, out="killed")
         rows = self.out("killed") / f"gpu_{name}_rows.json"
         while not rows.exists():
             time.sleep(0.2)
             if process.poll() is not None:
-                raise RuntimeError(f"{name}: ended before it was killed; mend what it says\n{tail(log)}")
-        time.sleep(3)  # into the next rows
+                raise RuntimeError(f"{name}: ended before it was killed; correct the error below\n{tail(log)}")
+        time.sleep(3)  # some of the next rows run meanwhile
         kill_session(process.pid)
         process.wait()
         recorded = json.loads((self.out("killed") / f"gpu_{name}.json").read_text())
@@ -99,7 +101,14 @@ class Rehearsal:
         }
 
     def start(self, name: str, *, out: str = "") -> tuple["subprocess.Popen[bytes]", Path, float]:
-        """Start a call in a copy of what travels."""
+        """Copy the files that are sent to the machine and start a call in the copy.
+
+        Args:
+            out: subfolder for the copy and the results; empty for one named after the call.
+
+        Returns:
+            The process, the file of its output, and its start time.
+        """
         place = self.folder / (out or name)
         checkout = place / "checkout"
         for file in (file for file in checkout_files(ROOT) if not is_model(file)):
@@ -129,7 +138,10 @@ class Rehearsal:
         return process, log, started
 
     def carried_names(self, name: str) -> frozenset[str]:
-        """Return the carried distributions that this Python cannot import as they were packed."""
+        """Return the carried distributions that must be imported from this machine.
+
+        There are none if this Python has the machine's version, because it can import the carried packages.
+        """
         tag = "import sys; print(*sys.version_info[:2], sep='.')"
         if subprocess.check_output([self.python, "-c", tag], text=True).strip() == self.machine.python_tag:
             return frozenset()
@@ -140,7 +152,7 @@ class Rehearsal:
         return self.folder / name / "out"
 
     def weights(self) -> dict[str, Any]:
-        """Join, export and verify the weights that the training call brought back."""
+        """Join, export and verify the weights that the training call returned."""
         began = time.monotonic()
         model, bundle = self.folder / "full.safetensors", self.folder / "full.e3d"
         e3d("join", self.out("train") / "gpu_full", "-o", model)
@@ -154,10 +166,10 @@ class Rehearsal:
 
 
 def e3d(*arguments: object) -> str:
-    """Run a command of the package; return its output.
+    """Run `e3d` with arguments; return its standard output.
 
     Raises:
-        RuntimeError: it fails.
+        RuntimeError: the command fails.
     """
     command = [sys.executable, "-m", "e3d_deploy", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -167,23 +179,23 @@ def e3d(*arguments: object) -> str:
 
 
 def whole(folder: Path) -> list[str]:
-    """Return the names of the JSON files in a folder.
+    """Check that all JSON files under a folder are complete; return their names.
 
     Raises:
-        RuntimeError: one of them is cut off.
+        RuntimeError: a file is not valid JSON.
     """
     names = []
     for file in sorted(folder.rglob("*.json")):
         try:
             json.loads(file.read_text())
         except ValueError as error:
-            raise RuntimeError(f"{file.name}: not whole ({error}); write it with write_file") from error
+            raise RuntimeError(f"{file.name}: incomplete ({error}); write the file with write_file") from error
         names.append(file.name)
     return names
 
 
 def kill_session(leader: int) -> None:
-    """Kill every process of a session, as a machine does that is taken away."""
+    """Kill all processes of a session at once, like the loss of the machine."""
     listed = subprocess.check_output(["ps", "-o", "pid=", "--sid", str(leader)], text=True)
     for pid in map(int, listed.split()):
         try:
@@ -193,11 +205,12 @@ def kill_session(leader: int) -> None:
 
 
 def tail(log: Path) -> str:
+    """Return the last lines of a file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-40:])
 
 
 def versions(python: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
+    """Return the versions of a Python and of its main packages."""
     names = ("torch", "numpy", "onnx", "onnxruntime", "lightning", "triton")
     code = (
         "import json, sys; from importlib import metadata as m; found = {'python': sys.version.split()[0]}\n"
@@ -215,11 +228,11 @@ def rehearse(
     parts: Sequence[str] = (),
     file: Path = RESULTS / FILE,
 ) -> int:
-    """Rehearse the calls, the killed one and the way of the weights; return the exit code.
+    """Rehearse the calls, a killed call and the use of the weights; return the exit code.
 
     Args:
-        parts: names of these alone, the others stay in the log as they were; empty for all.
-        file: gets the log, after each part.
+        parts: names of the parts to rehearse; empty for all. The log keeps its entries for other parts.
+        file: log, written after each part.
     """
     before = json.loads(file.read_text())["parts"] if parts and file.exists() else {}
     log: dict[str, Any] = {"benchmark": "rehearsal", "cpus": os.cpu_count(), "parts": before}
@@ -247,10 +260,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.rehearse", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--pack", type=Path, default=PACK, help="folder that `prepare` made")
-    parser.add_argument("--python", default=sys.executable, help="Python that stands for the machine's")
-    parser.add_argument("--parts", default="", help="these alone: probe, train, numbers, killed, weights")
-    parser.add_argument("--out", type=Path, default=RESULTS / FILE, help="log")
+    parser.add_argument("--pack", type=Path, default=PACK, help="folder of the pack that benchmarks.gpu.prepare wrote")
+    parser.add_argument("--python", default=sys.executable, help="Python that stands in for the machine's")
+    parser.add_argument(
+        "--parts", default="", help="rehearse only these, separated by commas: probe, train, numbers, killed, weights"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / FILE, help="result file")
     options = parser.parse_args()
     parts = options.parts.split(",") if options.parts else ()
     return rehearse(options.pack.absolute(), borrowed.read(), python=options.python, parts=parts, file=options.out)

@@ -1,4 +1,4 @@
-"""Results as lines of text."""
+"""Text tables of the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from benchmarks.gpu.rows import BASE
 
 KERNELS = 12
-"""Kernels of a profile that are printed; the file has more."""
+"""Number of kernels of a profile that are printed; the result file contains more."""
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Return all results as text."""
+    """Return warnings, results, and skipped and failed rows as text."""
     lines: list[str] = []
     for section, rows in results["sections"].items():
         lines += ["", *of_section(section, rows)]
@@ -25,15 +25,15 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def of_section(section: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    """Give the lines of a section, by the kind of its rows."""
+    """Yield the lines of a section."""
     if section.startswith(("plain", "compiled")):
-        yield f"{section:34} {'off by':>9} {'':4} {'device ms':>10} {'end to end':>10} {'× ' + BASE:>12} " + (
+        yield f"{section:34} {'max diff':>9} {'':4} {'device ms':>10} {'end to end':>10} {'× ' + BASE:>12} " + (
             f"{'of peak: paper':>15} {'executed':>9}"
         )
         yield from (step_line(name, row) for name, row in rows.items())
     elif section.startswith("profile"):
         for name, row in rows.items():
-            yield f"{section}, {name}: {row['calls']:.0f} calls and {row['us']:.0f} µs a step"
+            yield f"{section}, {name}: {row['calls']:.0f} calls and {row['us']:.0f} µs per step"
             yield from (
                 f"{one['us']:10.1f} µs {100 * one['share']:5.1f} % {one['calls']:7.1f} ×  {one['kernel'][:80]}"
                 for one in row["kernels"][:KERNELS]
@@ -49,7 +49,7 @@ def of_section(section: str, rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def step_line(name: str, row: Mapping[str, Any]) -> str:
-    """Return the line of a row that was compared and timed."""
+    """Return the line of a row of the sections `plain` and `compiled`."""
     shares = row.get("share_of_peak", {})
     paper, executed = (f"{100 * shares[one]:.1f} %" if one in shares else "" for one in ("paper", "executed"))
     verdict = "FAIL" if not row["passed"] else "PASS" if "budget" in row else ""
@@ -58,9 +58,9 @@ def step_line(name: str, row: Mapping[str, Any]) -> str:
 
 
 def variant_line(one: Mapping[str, Any]) -> str:
-    """Return the figures of a variant in the section `micro`."""
+    """Return the figures of a variant in the section `micro` as text."""
     if "not_run" in one:
         return f"not run, {one['not_run']}"
     rate = f" {one['tflops']:8.2f} TFLOP/s" if one["tflops"] is not None else ""
-    off = f"  off by {one['relative_error']:.1e}" if "relative_error" in one else ""
+    off = f"  relative error {one['relative_error']:.1e}" if "relative_error" in one else ""
     return f"{one['us']:10.2f} µs{rate}{off}"

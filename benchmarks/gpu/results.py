@@ -1,4 +1,4 @@
-"""Result file: read, changed by one process at a time, and replaced as a whole after each row."""
+"""Result file of a run, which is replaced atomically after each row."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from e3d_deploy.files import write_file
 
 
 class Results:
-    """Results so far.
+    """Results of a run so far, and their file.
 
-    While a section runs, its process alone writes the file; the parent reads it when that process has ended.
+    While the process of a section runs, only this process writes the file. Its parent reads the file after its end.
     """
 
     def __init__(self, path: Path, data: dict[str, Any] | None = None) -> None:
@@ -21,23 +21,23 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """Read a file that `write` wrote."""
+        """Read a result file."""
         return cls(path, json.loads(path.read_text()))
 
     def write(self) -> None:
-        """Replace the file; at every moment it is whole."""
+        """Replace the file atomically."""
         add_shares(self.data)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, (json.dumps(finite(self.data), indent=1) + "\n").encode())
 
     def take_over(self) -> None:
-        """Read what an ended process wrote, and remove what it was writing when it was killed."""
+        """Read the results that an ended process wrote, and delete its temporary files."""
         for partial in self.path.parent.glob(f".{self.path.name}.*"):
             partial.unlink(missing_ok=True)
         self.data = json.loads(self.path.read_text())
 
     def running(self, section: str, row: str) -> None:
-        """Note which row runs, so that a crash can be told of it."""
+        """Record which row is running, so that a crash can be attributed to it."""
         self.data["running"] = f"{section}: {row}"
         self.write()
 
@@ -46,17 +46,23 @@ class Results:
         self.data["sections"].setdefault(section, {})[row] = result
 
     def skip(self, name: str, reason: str) -> None:
-        """Record why a row was not run."""
+        """Record the reason why a row was not run."""
         self.data["skipped"][name] = reason
 
     def fail(self, name: str, line: str, trace: str = "") -> None:
-        """Record why a row has no result."""
+        """Record that a row failed.
+
+        Args:
+            name: section and row, "SECTION: ROW".
+            line: the error in one line.
+            trace: end of the traceback, if any.
+        """
         self.data["failed"][name] = line
         if trace:
             self.data["traces"][name] = trace
 
     def decided(self, section: str, row: str) -> bool:
-        """Return True where a row has a result, was skipped or failed."""
+        """Return True if a row has a result, was skipped or failed."""
         name = f"{section}: {row}"
         return (
             row in self.data["sections"].get(section, {}) or name in self.data["skipped"] or name in self.data["failed"]
@@ -74,7 +80,7 @@ class Results:
 
 
 def add_shares(data: dict[str, Any]) -> None:
-    """Give each timed row its share of the peak that `roofline` measured for its type."""
+    """Add to each timed row its share of the peak rate that the section `roofline` measured for its precision."""
     peaks = data["sections"].get("roofline", {})
     for rows in data["sections"].values():
         for result in rows.values():
@@ -84,7 +90,7 @@ def add_shares(data: dict[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Put None in the place of NaN and infinity, which JSON does not know."""
+    """Return a copy of a JSON value with None in place of NaN and infinity, which JSON does not support."""
     if isinstance(value, dict):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

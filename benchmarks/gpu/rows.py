@@ -1,7 +1,7 @@
-"""Rows that are compared and timed: a name and how its step is made.
+"""Rows of the sections `plain` and `compiled`: the ways to step that are compared and timed.
 
-To add a row, add it here; sections, plan and report take it from these tables. Names hold no comma, as `--rows`
-separates names by commas.
+To add a row, add it to a table here; sections, plan and report read these tables. A name must not contain a comma,
+because `--rows` separates names by commas.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from benchmarks.gpu.steppers import Eager, NaiveCompiled, Rings, Stepper
 
 BF16, FP16 = torch.bfloat16, torch.float16
 DEFAULT, MAX, MAX_ALONE = "default", "max-autotune", "max-autotune-no-cudagraphs"
-"""Modes of torch.compile; the last leaves the CUDA graph to us."""
+"""Modes of torch.compile; with the last one, our stepper captures the CUDA graph instead of PyTorch."""
 BASE = "eager tf32"
-"""Row that the others are timed in turn with."""
+"""Row that each other row is timed in turn with, and whose time is the base of its speed-up."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Row:
 
     name: str
     make: Callable[[Bench, int], Stepper]
-    """Make it for a number of streams."""
+    """Function that makes the stepper for a number of streams."""
     tier: int = 2
-    """1 for rows that a short run should have, 2 for the others."""
+    """Priority; 1 for rows that short runs should include, 2 for others."""
     profiled: bool = False
-    """Its kernels are listed by the section `profile`."""
+    """True if the section `profile` lists the kernels of this row."""
 
 
 PLAIN = (
@@ -80,4 +80,4 @@ COMPILED = (
         partial(Rings, precision="bf16", channels_last=True, captured=False, mode=MAX),
     ),
 )
-"""Apart from the others, as compiling takes up to minutes."""
+"""Rows that are compiled, in a section of their own because compilation takes up to minutes."""

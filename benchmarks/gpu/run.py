@@ -1,4 +1,4 @@
-"""Run of a plan: one process after the other, and a verdict on those that end badly."""
+"""Run of a plan in successive worker processes, with records of the rows at which a process fails."""
 
 import os
 import signal
@@ -19,8 +19,9 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.worker import SPOILT, Job
 
 SLACK, SLACK_S = 3, 30
-"""A process may take so many times its estimated time, and so many seconds more, before it is killed."""
+"""Time limit of a process: SLACK times its estimated time, plus SLACK_S (s)."""
 Command = Callable[[Job], Sequence[str]]
+"""Function that returns the command line of the worker for a job."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,23 @@ class End:
     """End of a process."""
 
     code: int | None
-    """Exit code, negative for a signal; None where it was killed for its time."""
+    """Exit code; negative for a signal, None if the process was killed at its time limit."""
     limit_s: float
-    """Time that it had."""
+    """Time limit (s)."""
     last: str
-    """Last line that it wrote."""
+    """Last line of its output."""
 
     def verdict(self) -> str | None:
-        """Return why its row has no result; None where it ended well."""
+        """Return the reason why the running row has no result; None if the process succeeded."""
         if self.code is None:
-            return f"killed after {self.limit_s:.0f} s, the time it had; give more --seconds, or leave the row out"
+            return f"killed after {self.limit_s:.0f} s, its time limit; give more --seconds, or leave the row out"
         if self.code < 0:
             return f"its process ended by {signal.Signals(-self.code).name} ({self.last})"
         return None if self.code in (0, SPOILT) else f"its process ended with exit code {self.code} ({self.last})"
 
 
 def worker_command(job: Job) -> list[str]:
-    """Return the command of a worker."""
+    """Return the command line of the worker for a job."""
     return [sys.executable, "-m", "benchmarks.gpu.worker", job.to_json()]
 
 
@@ -57,12 +58,12 @@ def run(
     costs: Costs,
     command: Command = worker_command,
 ) -> None:
-    """Run rows until all are decided or the time is over, and record each.
+    """Run rows until all have a result, were skipped or failed, or the time is over (s); record each.
 
-    After each process the rest is planned again, so that rows run for which there turned out to be time.
+    The remaining rows are planned again after each process, so that time that was saved is used.
 
     Args:
-        command: how a process is started, for tests.
+        command: returns the command line of a worker; tests replace it.
     """
     deadline = time.time() + seconds
     for unit in units:
@@ -95,7 +96,7 @@ def run(
 
 
 def judge(results: Results, units: Sequence[Unit], end: End) -> None:
-    """Record the row at which a process ended badly, so that the rest can go on without it."""
+    """If a process failed, record the running row as failed, so that the other rows can continue."""
     at = results.data.pop("running", None)
     left = [unit for unit in units if not results.decided(unit.section, unit.row)]
     verdict = end.verdict()
@@ -108,7 +109,7 @@ def judge(results: Results, units: Sequence[Unit], end: End) -> None:
 
 
 def run_process(command: Sequence[str], limit_s: float) -> End:
-    """Run a process with its own process group, pass its output on, and kill the group when its time is over."""
+    """Run a process in its own group and forward its output; kill the group at its end or at the time limit (s)."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
     )
@@ -123,14 +124,16 @@ def run_process(command: Sequence[str], limit_s: float) -> End:
         pass
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # compilers that it started too, and whatever ended before them
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # also kills children such as compilers, even if their parent has ended
         process.wait()
         reader.join(5)
     return End(code, limit_s, "".join(last))
 
 
 def pass_on(stream: IO[str], last: deque[str]) -> None:
-    """Write lines to stderr and keep the last."""
+    """Write the lines of a stream to stderr, and append non-empty lines to `last`."""
     with stream:
         for line in stream:
             if line.strip():
@@ -139,6 +142,6 @@ def pass_on(stream: IO[str], last: deque[str]) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line of progress."""
-    with suppress(OSError):  # the terminal is gone; the run goes on, as nobody reading must not stop a worker
+    """Print a progress line to stderr."""
+    with suppress(OSError):  # a lost terminal must not stop the run
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Times of a row in turn with the base row, its ring full."""
+"""Timing of a row in turn with the base row, with full rings."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from e3d_deploy.turns import in_turn
 
 
 def warm_up(bench: Bench, stepper: Stepper, batch: int) -> None:
-    """Fill the ring."""
+    """Step until the ring is full."""
     with arithmetic(stepper.precision):
         for frame in bench.frames(batch, bench.config.history_length + 4):
             stepper.step(frame)
@@ -22,10 +22,10 @@ def warm_up(bench: Bench, stepper: Stepper, batch: int) -> None:
 
 
 def speed(bench: Bench, stepper: Stepper, base: Stepper | None, batch: int) -> dict[str, Any]:
-    """Time a warm stepper block by block, in turn with a warm base (A B A B …), so that changing clocks hit both.
+    """Time a warm stepper in turn with a warm base, so that changes of the GPU's clocks affect both.
 
     Args:
-        base: stepper to compare with; None where `stepper` is the base.
+        base: stepper to compare with; None if `stepper` is the base.
     """
     frame, pictures = bench.frames(batch, 1)[0], bench.pictures(batch, 8)
     sides = [stepper] if base is None else [base, stepper]
@@ -47,7 +47,12 @@ def speed(bench: Bench, stepper: Stepper, base: Stepper | None, batch: int) -> d
 def described(
     bench: Bench, stepper: Stepper, batch: int, device: list[list[float]], whole: list[float]
 ) -> dict[str, Any]:
-    """Return the figures of a row; `device` has per round the time of the base, then that of the row (ms)."""
+    """Return the figures of a row.
+
+    Args:
+        device: for each round, the step times of the base and of the row (ms); for the base itself only one time.
+        whole: for each round, the time from picture to prediction (ms).
+    """
     times = [blocks[-1] for blocks in device]
     median = float(np.median(times))
     counts = {

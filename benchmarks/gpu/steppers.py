@@ -1,4 +1,4 @@
-"""Ways to run a step: the model by itself, compiled as it is, or our step over rings."""
+"""Ways to run a step: the eager model, the compiled model, and this package's step over rings."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -15,29 +15,29 @@ from e3d_deploy.runtime.backends.torch_ring import FORMS, LOW, RingStep, compile
 from e3d_deploy.tf32 import arithmetic
 
 OURS = ("frozen-memory", "conv2d", "norms")
-"""Rewrites of `step` that our step has unless a row says otherwise."""
+"""Rewrites of `e3d_deploy.step` that `Rings` uses by default."""
 
 
 class Stepper(Protocol):
-    """One way to step a few streams."""
+    """One way to step a batch of streams."""
 
     precision: str
 
     def step(self, frame: Tensor) -> Tensor:
-        """Take a frame and return the prediction [B, C, H, W], which the next call may overwrite."""
+        """Step with a frame [B, C, H, W]; return the prediction [B, C, H, W], which the next call may overwrite."""
         ...
 
     def flop_per_stream(self) -> int:
-        """Return the operations that a step with a full history executes for one stream."""
+        """Return the number of operations of a step with a full history, per stream."""
         ...
 
 
 class Eager:
-    """The model as it is, with a history that grows until it is full.
+    """The unchanged model, with a history that grows until it is full.
 
     Args:
-        autocast: type of automatic mixed precision.
-        channels_last: weights in `channels_last_3d`.
+        autocast: data type of automatic mixed precision; None for none.
+        channels_last: store the weights in the memory format `channels_last_3d`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Eager:
         return prediction
 
     def states(self) -> dict[str, Tensor]:
-        """Return the state in the form of the contract."""
+        """Return the state as the tensors of the contract, by name."""
         return rings_of(self.model.config, self.state, self.steps)
 
     def flop_per_stream(self) -> int:
@@ -70,9 +70,10 @@ class Eager:
 
 
 class NaiveCompiled:
-    """The model as it is, compiled by PyTorch for a full history.
+    """The unchanged model, compiled by torch.compile, with a full history.
 
-    Each step starts from the same state, which spares it the copies of states that a user would have to make.
+    Each step starts from the same state. So the times do not include the copies of states that a user would have to
+    make.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class NaiveCompiled:
         model, self.config, self.precision, self.on_gpu = bench.model, bench.config, precision, bench.on_gpu
         self.state = full_state(bench, batch)
         for tensor in torch.utils._pytree.tree_leaves(self.state):
-            # PyTorch's own CUDA graph copies all other inputs at each call.
+            # Without this mark, the CUDA graph of torch.compile copies the tensor in each call.
             torch._dynamo.mark_static_address(tensor)
         kind = bench.device.type
 
@@ -104,14 +105,15 @@ class NaiveCompiled:
 
 
 class Rings:
-    """Our step over rings of past cells, between two sets of states.
+    """This package's step over rings; each step reads one of two sets of states and writes the other.
 
     Args:
-        captured: one CUDA graph for each direction between the sets; on a CPU the step runs as it is.
+        captured: capture a CUDA graph for each direction between the sets. On a CPU nothing is captured.
         mode: mode of torch.compile; None does not compile.
-        unmasked: no mask once the rings are full, in a step of its own, which is then the one that is compiled.
-        in_place: rings that both sets share, stored in the type of the products; a step overwrites one slot.
-        options: arguments of `RingStep`.
+        unmasked: use a step without a mask once the rings are full. Only this step is then compiled.
+        in_place: share the rings between both sets, and store them in the data type of the products. A step overwrites
+            one slot.
+        options: further arguments of `RingStep`.
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class Rings:
         self.reads, self.writes = self._sets(batch)
         if mode and not captured:
             for tensor in (*self.reads[0], *self.reads[1], *self.writes[0], *self.writes[1]):
-                # Without it PyTorch makes no CUDA graph of a step that writes into its arguments.
+                # Without this mark, torch.compile makes no CUDA graph of a step that writes to its arguments.
                 torch._dynamo.mark_static_address(tensor)
         self.frame, self.side, self.written = bench.frames(batch, 1)[0], 0, 1
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -145,7 +147,7 @@ class Rings:
             self.put(initial(self.config, batch, bench.device))
 
     def _sets(self, batch: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Make the tensors that a step from each side reads, and those that it writes."""
+        """Return the tensors that a step reads and those that it writes, for each direction between the sets."""
         sets = [list(initial(self.config, batch, self.device).values()) for _ in range(2)]
         reads, writes = [list(one) for one in sets], [list(sets[1 - side]) for side in (0, 1)]
         if self.in_place:
@@ -157,7 +159,10 @@ class Rings:
         return reads, writes
 
     def capture(self) -> None:
-        """Capture the step in both directions, after steps in which PyTorch compiles and tries convolutions."""
+        """Capture the step in both directions.
+
+        Some steps are run first, in which PyTorch compiles and chooses the algorithms of convolutions.
+        """
         forms = [(side, full) for full in ((False, True) if self.unmasked else (False,)) for side in (0, 1)]
         with arithmetic(self.precision):
             stream = torch.cuda.Stream()
@@ -170,7 +175,7 @@ class Rings:
             pool = torch.cuda.graph_pool_handle()
             for form in forms:
                 graph = torch.cuda.CUDAGraph()
-                # The outer stream, because a failed capture leaves the thread on the stream of the capture.
+                # The outer context restores the stream, because a failed capture leaves its own stream selected.
                 with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
                     prediction = self._run(*form)
                 self.graphs[form] = graph, prediction
@@ -182,7 +187,7 @@ class Rings:
         return step(self.frame if frame is None else frame, self.reads[side], self.writes[side], full=full)
 
     def put(self, states: Mapping[str, Tensor]) -> None:
-        """Go on from these states; they are copied in place, as captured graphs keep their addresses."""
+        """Continue from these states, which are copied because captured graphs have fixed addresses."""
         self.side, self.written = 0, int(states["written"].min())
         for name, tensor in zip(self.names, self.reads[0], strict=True):
             tensor.copy_(states[name])
@@ -206,7 +211,7 @@ class Rings:
 
 
 def compiler(bench: Bench, mode: str) -> dict[str, Any]:
-    """Return arguments of torch.compile; on a CPU it only traces, as building kernels there takes minutes."""
+    """Return arguments of torch.compile; on a CPU it only traces, because compilation takes minutes there."""
     return {"mode": mode} if bench.on_gpu else {"backend": "eager"}
 
 
@@ -229,7 +234,11 @@ def full_state(bench: Bench, batch: int) -> State:
 
 
 def rings_of(config: ModelConfig, state: State, steps: int) -> dict[str, Tensor]:
-    """Return a state of the model after so many steps in the form of the contract."""
+    """Return a state of the model as the tensors of the contract, by name.
+
+    Args:
+        steps: number of steps that the state has seen.
+    """
     K, batch = config.history_length, len(state.memory)
     written = contract.written_after(steps, K)
     tensors = initial(config, batch, state.memory.device)

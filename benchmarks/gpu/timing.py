@@ -1,4 +1,4 @@
-"""Clocks: many calls on the device, and single calls from picture to prediction."""
+"""Times of repeated calls on the device, and of single steps from picture to prediction."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from e3d_deploy.tf32 import arithmetic
 
 
 def timed_ms(bench: Bench, work: Callable[[], object], calls: int) -> float:
-    """Return the time of one call on the device, of many calls in a row (ms)."""
+    """Make calls without a pause; return the time on the device per call (ms)."""
     if not bench.on_gpu:
         started = time.perf_counter()
         for _ in range(calls):
@@ -30,21 +30,21 @@ def timed_ms(bench: Bench, work: Callable[[], object], calls: int) -> float:
 
 
 def least_s(bench: Bench, work: Callable[[], object]) -> float:
-    """Return the least time of a call, of three blocks of ten (s)."""
+    """Time three blocks of ten calls; return the shortest time per call (s)."""
     for _ in range(3):
         work()
     return min(timed_ms(bench, work, 10) for _ in range(3)) / 1000
 
 
 def calls_for(bench: Bench, stepper: Stepper, frame: torch.Tensor) -> int:
-    """Return how many steps fill a block of `bench.block_s`."""
+    """Return the number of steps that take about `bench.block_s`, between 3 and 2000."""
     with arithmetic(stepper.precision):
         once = timed_ms(bench, partial(stepper.step, frame), 3) / 1000
     return max(3, min(2000, int(bench.block_s / once)))
 
 
 def end_to_end_ms(bench: Bench, stepper: Stepper, pictures: np.ndarray, calls: int) -> float:
-    """Return the median time from a picture on the host to the prediction there (ms)."""
+    """Return the median time from a picture to its prediction, both in the memory of the host (ms)."""
     staging = torch.from_numpy(pictures[0].copy())
     staging = staging.pin_memory() if bench.on_gpu else staging
     times = []

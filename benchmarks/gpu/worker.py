@@ -1,4 +1,4 @@
-"""Process that runs rows of one section and records each; started by `run.py`, not by hand."""
+"""Worker process that runs rows of one section and records each; `run.py` starts it."""
 
 import json
 import os
@@ -19,29 +19,32 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.sections import units
 
 SPOILT = 75
-"""Exit code after a row that failed: what follows needs a fresh process, because a failed capture leaves PyTorch's
-allocator in its capture state, an illegal access leaves the context unusable, and a full memory leaves fragments."""
+"""Exit code after a failed row; the next rows need a new process.
+
+A failed capture leaves PyTorch's allocator in its capture state, an illegal access makes the CUDA context unusable, and
+an exhausted memory stays fragmented.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Work of one process."""
+    """Rows and limits of one worker process."""
 
     settings: dict[str, Any]
     """Result of `Settings.to_dict`."""
     file: str
-    """Result file."""
+    """Path of the result file."""
     names: tuple[str, ...]
     """Names of the rows, in order."""
     costs_s: tuple[float, ...]
-    """Estimated time of each."""
+    """Estimated time of each row (s)."""
     started: float
-    """When the parent started the process (s since the epoch)."""
+    """Time at which the parent started the process (s since the epoch)."""
     deadline: float
-    """When it kills the process (s since the epoch)."""
+    """Time at which the parent kills the process (s since the epoch)."""
 
     def to_json(self) -> str:
-        """Return it as the argument of the process."""
+        """Return the job as JSON, the argument of the process."""
         return json.dumps(asdict(self))
 
 
@@ -50,7 +53,7 @@ def run(job: Job, listed: Sequence[Unit], bench: Bench, results: Results) -> int
     found, parent, ready = {unit.name: unit for unit in listed}, os.getppid(), False
     for name, cost_s in zip(job.names, job.costs_s, strict=True):
         if time.time() + cost_s > job.deadline or os.getppid() != parent:
-            return 0  # the parent plans again what was not run, unless it is gone
+            return 0  # the parent, if it still runs, plans the other rows again
         unit = found[name]
         results.running(unit.section, unit.row)
         if not ready:

@@ -1,4 +1,4 @@
-"""Calls on a borrowed GPU machine: which is due, how steps are run and recorded, how results survive an end."""
+"""Calls on a borrowed GPU machine: choice of the next call, run and record of steps, results after an interruption."""
 
 import json
 import os
@@ -50,14 +50,14 @@ def write(file: Path, content: object) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Return if a process has ended, whether or not its parent has noticed."""
+    """Return True if a process has ended, even if its parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-# Which call is due
+# Choice of the next call
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def gone(pid: int) -> bool:
         {"gpu": "NVIDIA H200", "steps": 2551},
     ],
 )
-def test_numbers_are_due_once_a_training_on_a_gpu_is_recorded(found: object, tmp_path: Path) -> None:
+def test_numbers_is_next_once_a_training_on_a_gpu_is_recorded(found: object, tmp_path: Path) -> None:
     assert next_call(tmp_path) == "train"
     write(tmp_path / "gpu_train_2.json", found)
     assert next_call(tmp_path) == "numbers"
@@ -83,40 +83,40 @@ def test_numbers_are_due_once_a_training_on_a_gpu_is_recorded(found: object, tmp
         {"steps": 2551},
     ],
 )
-def test_a_training_without_steps_on_a_gpu_leaves_training_due(found: object, tmp_path: Path) -> None:
+def test_train_is_next_after_a_training_without_steps_on_a_gpu(found: object, tmp_path: Path) -> None:
     write(tmp_path / "gpu_train.json", found)
     assert next_call(tmp_path) == "train"
 
 
-def test_the_recorded_training_makes_numbers_due() -> None:
+def test_numbers_is_next_in_this_checkout() -> None:
     assert next_call(ROOT / "benchmarks" / "results") == "numbers"
 
 
 @pytest.mark.parametrize("content", ['{"device": "cuda", "st', "null", "5", '{"steps": null}', "[" * 200_000, '["a"]'])
-def test_damaged_results_count_as_none(content: str, tmp_path: Path) -> None:
+def test_damaged_results_count_as_no_training(content: str, tmp_path: Path) -> None:
     (tmp_path / "gpu_train.json").write_text(content)
     assert next_call(tmp_path) == "train"
 
 
-# What the calls consist of
+# Steps of the calls
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_steps_fit_into_the_time_of_their_call(name: str, place: Place) -> None:
-    """The last one of the probe may find none left."""
+    """The last step of the probe is not counted, because no time may be left for it."""
     needed = [step.seconds for step in STEPS[name](place)][: -1 if name == "probe" else None]
     assert sum(needed) <= SECONDS[name] <= borrowed.read().limits.call_seconds
     assert set(CARRIED[name]) <= {"packages", "onnxruntime", "bundles", "digits"}
 
 
-def test_training_ends_before_it_is_ended(place: Place) -> None:
+def test_training_ends_before_its_time_limit(place: Place) -> None:
     step = STEPS["train"](place)[0]
     minutes = float(step.command[step.command.index("--time-limit") + 1])
     assert 0 < 60 * minutes <= step.seconds - 15
 
 
-def test_training_runs_by_the_command_that_was_measured(place: Place) -> None:
-    """All options but those of time, digits and folders."""
+def test_training_uses_the_command_that_was_measured(place: Place) -> None:
+    """Options for time, digits and folders are not compared."""
     log = json.loads((ROOT / "benchmarks" / "results" / "gpu_train_2.json").read_text())
     command = list(STEPS["train"](place)[0].command)
     for option in ("-o", "--time-limit", "--parts"):
@@ -134,11 +134,11 @@ def test_a_rehearsed_training_compiles_nothing(tmp_path: Path) -> None:
     assert "--cuda-graph" not in step.command
 
 
-# Compiled cells from one call to the next
+# Compiler cache from one call to the next
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely takes Python 3.11.4 or later")
-def test_what_was_compiled_travels_to_the_next_training(place: Place, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or later")
+def test_the_compiler_cache_reaches_the_next_training(place: Place, tmp_path: Path) -> None:
     cache = place.cache
     for name, content in {"fxgraph/ab/one": b"code", "triton/0/x.cubin": b"code", "locks/a.lock": b""}.items():
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
@@ -152,11 +152,11 @@ def test_what_was_compiled_travels_to_the_next_training(place: Place, tmp_path: 
     unpack(folders, there.unpacked)
     assert variables_for([], there.cache)["TORCHINDUCTOR_CACHE_DIR"] == str(there.cache)
     found = sorted(str(file.relative_to(there.cache)) for file in there.cache.rglob("*") if file.is_file())
-    assert found == ["fxgraph/ab/one", "triton/0/x.cubin"]  # locks that are one file would wait for each other
+    assert found == ["fxgraph/ab/one", "triton/0/x.cubin"]  # hard-linked locks would wait for each other
 
 
 @pytest.mark.parametrize(("size", "says"), [(0, "nothing was compiled"), (1000, "expected at most 0; the next call")])
-def test_a_cache_that_cannot_come_back_is_refused(size: int, says: str, tmp_path: Path) -> None:
+def test_an_empty_or_too_large_cache_is_refused(size: int, says: str, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "kernel").write_bytes(os.urandom(size))
     with pytest.raises(ValueError, match=says):
@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_come_back_is_refused(size: int, says: str, tmp_path
     assert not (tmp_path / "cache.tar.xz").exists()
 
 
-# Running
+# Runs of calls
 
 
 def test_every_step_is_recorded_and_a_failure_does_not_stop_the_rest(
@@ -185,7 +185,7 @@ def test_every_step_is_recorded_and_a_failure_does_not_stop_the_rest(
     assert "all is well" in capsys.readouterr().out
 
 
-def test_a_step_and_its_children_end_with_its_time(place: Place) -> None:
+def test_a_step_and_its_children_are_killed_at_the_time_limit(place: Place) -> None:
     file = place.work / "pid"
     call = Call("probe", place, 100)
     assert call.run([Step(name="slow", seconds=6, command=["-c", SLEEP, str(file)])], os.environ) == 1
@@ -194,15 +194,15 @@ def test_a_step_and_its_children_end_with_its_time(place: Place) -> None:
     assert gone(int(file.read_text()))
 
 
-def test_no_step_begins_without_time(place: Place) -> None:
+def test_no_step_starts_without_time(place: Place) -> None:
     call = Call("probe", place, 1)
     assert call.run([Step(name="late", seconds=30, command=["-c", "pass"])], os.environ) == 1
     assert json.loads((place.out / "gpu_probe.json").read_text())["steps"][0]["code"] == "no time was left"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_an_ended_call_leaves_whole_results(place: Place, number: signal.Signals) -> None:
-    """It ends its steps itself at SIGTERM; whoever sends SIGKILL kills them too."""
+def test_a_terminated_or_killed_call_leaves_complete_results(place: Place, number: signal.Signals) -> None:
+    """At SIGTERM the call ends its steps; SIGKILL is sent to the steps too."""
     pid = place.work / "pid"
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom benchmarks.gpu import call\n"
@@ -230,7 +230,7 @@ def test_an_ended_call_leaves_whole_results(place: Place, number: signal.Signals
     assert gone(int(pid.read_text()))
 
 
-def test_speed_and_curve_of_a_training_run_are_read_from_its_log(tmp_path: Path) -> None:
+def test_speed_and_learning_curve_are_read_from_the_log_of_a_training(tmp_path: Path) -> None:
     assert learned(tmp_path) == {}
     write(tmp_path / "config.json", {"train": {"batch_size": 32}})
     lines = ["elapsed_s,step,valid_mse"]
@@ -241,7 +241,7 @@ def test_speed_and_curve_of_a_training_run_are_read_from_its_log(tmp_path: Path)
     assert learned(tmp_path) == {"first_s": 10.0, "steps": 90, "sequences_per_second": 64.0, "valid_mse": [[50, 120.5]]}
 
 
-def test_only_the_last_whole_set_of_weights_comes_back(tmp_path: Path) -> None:
+def test_only_the_newest_complete_set_of_weights_is_kept(tmp_path: Path) -> None:
     keep_last_set(tmp_path)
     for age, (name, numbers) in enumerate({"a": (1, 2), "b": (1, 2), "c": (1,)}.items()):
         for number in numbers:
@@ -254,7 +254,7 @@ def test_only_the_last_whole_set_of_weights_comes_back(tmp_path: Path) -> None:
     assert kept == ["metrics.csv", *(f"model-b.part-{number}-of-2.safetensors" for number in (1, 2))]
 
 
-def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_result_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"steps": [')
-    with pytest.raises(RuntimeError, match=r"half\.json: not whole"):
+    with pytest.raises(RuntimeError, match=r"half\.json: incomplete"):
         whole(tmp_path)

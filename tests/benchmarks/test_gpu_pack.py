@@ -1,4 +1,4 @@
-"""Packing for a borrowed GPU machine: pruned machine code, sizes, packages that are lacking."""
+"""Files for a borrowed GPU machine: pruned machine code, archives, sizes, and missing packages."""
 
 import json
 import os
@@ -30,7 +30,7 @@ LIMITS = Limits(travel_bytes=1 << 20, files_back=3, file_back_bytes=100, folders
 
 
 def entry(architecture: int, code: bytes, *, packed: bool = True) -> bytes:
-    """Return one entry of a fat binary; zlib stands for Zstandard, behind its magic number."""
+    """Return one entry of a fat binary, whose code is compressed with zlib after the magic number of Zstandard."""
     content = ZSTANDARD + zlib.compress(code) if packed else code
     padded = content + bytes(-len(content) % 8)
     head = struct.pack("<HHIQIIIIQQQ", 2, 0x101, 64, len(padded), len(content) * packed, 0, 0, architecture, 0, 0, 0)
@@ -62,7 +62,7 @@ def decompress(data: bytes, length: int) -> bytes:
 OURS, ATTENTION = b"\0.text.group_norm\0" * 9, b"\0.text.flash_forward\0.text.flash_backward\0" * 9
 
 
-def test_code_of_other_chips_and_of_uncalled_kernels_becomes_zeros() -> None:
+def test_code_of_other_chips_and_of_uncalled_kernels_is_zeroed() -> None:
     whole = library(
         [entry(80, b"\0.text.other_chip\0"), entry(90, OURS)],
         [entry(90, ATTENTION), entry(90, ATTENTION + OURS), entry(90, b"\0.text.plain\0", packed=False)],
@@ -81,7 +81,7 @@ def test_code_of_other_chips_and_of_uncalled_kernels_becomes_zeros() -> None:
     assert section(whole, b".nv_fatbin") == section(before, b".nv_fatbin")
 
 
-def test_code_compressed_in_another_way_stays() -> None:
+def test_code_with_unknown_compression_is_kept() -> None:
     other = b"\x04\x22\x4d\x18" + ATTENTION
     head = struct.pack("<HHIQIIIIQQQQ", 2, 0x101, 64, len(other), len(other), 0, 0, 90, 0, 0, 0, 999)
     whole = library([head + other])
@@ -101,8 +101,8 @@ def test_a_library_without_code_for_the_chip_is_refused() -> None:
 # Archives
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely takes Python 3.11.4 or later")
-def test_an_archive_has_the_same_bytes_and_equal_files_once(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or later")
+def test_equal_folders_yield_equal_archives_that_store_equal_files_once(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     content = os.urandom(100_000)
     for name in ("one/weights", "two/weights"):
@@ -121,8 +121,8 @@ def test_an_archive_has_the_same_bytes_and_equal_files_once(tmp_path: Path) -> N
     assert (made / "one" / "weights").read_bytes() == (made / "two" / "weights").read_bytes() == content
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely takes Python 3.11.4 or later")
-def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely needs Python 3.11.4 or later")
+def test_an_archive_with_a_path_outside_its_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     with tarfile.open(tmp_path / "p" / "p.tar.xz", "w:xz") as tar:
         tar.add(__file__, "../../outside.py")
@@ -135,7 +135,7 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with a tracked file, a new one, an ignored one and a pack."""
+    """Return a checkout with a tracked file, a new file, an ignored file and a pack."""
     root = tmp_path / "checkout"
     (root / "pack" / "piece").mkdir(parents=True)
     (root / ".gitignore").write_text("/pack/\nignored\n")
@@ -146,24 +146,24 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_sum_is_of_tracked_new_and_carried_files(checkout: Path) -> None:
+def test_tracked_new_and_carried_files_are_counted(checkout: Path) -> None:
     travel = check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
     assert travel.tracked_bytes == 3000 + len("/pack/\nignored\n")
     assert travel.carried_bytes == {"pack/piece": 3000}
     assert travel.total_bytes == travel.tracked_bytes + 3000
 
 
-def test_too_much_is_refused_with_the_largest_pieces(checkout: Path) -> None:
+def test_too_large_a_size_is_refused_with_the_largest_files(checkout: Path) -> None:
     (checkout / "pack" / "piece" / "large").write_bytes(bytes(3 << 19))
     with pytest.raises(ResourceLimit, match=r"got 1\.5 MiB, expected at most 1 MiB.*\(MiB\): pack/piece/large 1\.5, "):
         check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
 
 
 @pytest.mark.parametrize("name", ["models/trained.safetensors", "e3d_deploy/demo/trained.safetensors"])
-def test_a_trained_model_is_left_out_where_it_would_be_too_much(
+def test_a_trained_model_that_does_not_fit_is_left_out(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It fits beside 3,000 bytes of the pack, not beside 500,000 more."""
+    """The model fits with 3,000 bytes of the pack, but not with 500,000 more."""
     (checkout / name).parent.mkdir(parents=True)
     (checkout / name).write_bytes(bytes(1_000_000))
     travel = check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
@@ -177,7 +177,7 @@ def test_a_trained_model_is_left_out_where_it_would_be_too_much(
     monkeypatch.setattr("benchmarks.gpu.prepare.CARRIED", dict.fromkeys(CALLS, ("piece",)))
     monkeypatch.setattr("benchmarks.gpu.call.CARRIED", dict.fromkeys(CALLS, ("piece",)))
     lines = plan(checkout / "pack", machine, checkout)
-    assert lines.count(f"    first move {name} out of the checkout, and back afterwards") == len(CALLS)
+    assert lines.count(f"    first move {name} out of the checkout, and move it back afterwards") == len(CALLS)
 
 
 def test_this_checkout_leaves_room_for_the_pack() -> None:
@@ -190,11 +190,11 @@ def test_this_checkout_leaves_room_for_the_pack() -> None:
     [
         (("a", "b", "c", "d"), 1, "got 4 files, expected at most 3"),
         (("a",), 101, "write it in parts"),
-        (("a/b/c/d",), 1, "does not come back"),
-        (("a b",), 1, "does not come back"),
+        (("a/b/c/d",), 1, "would not be returned"),
+        (("a b",), 1, "would not be returned"),
     ],
 )
-def test_results_that_would_not_come_back_are_refused(
+def test_results_that_would_not_be_returned_are_refused(
     tmp_path: Path, names: tuple[str, ...], size: int, says: str
 ) -> None:
     for name in names:
@@ -205,11 +205,11 @@ def test_results_that_would_not_come_back_are_refused(
     assert check_results(tmp_path / "none", LIMITS) == {}
 
 
-# Packages that are lacking
+# Missing packages
 
 
 def machine(**changes: object) -> Machine:
-    """A machine that has NumPy alone."""
+    """Return a machine whose only package is NumPy."""
     described = json.loads(borrowed.FILE.read_text())
     described |= {"installed": {"NumPy": "2.5.2"}, "carried": {}, "left_out": {"PyYAML": "for the test"}, **changes}
     return Machine(**described | {"limits": LIMITS})
@@ -237,12 +237,12 @@ def test_packages_that_the_machine_lacks_cannot_be_imported(tmp_path: Path) -> N
     )
     done = python(code, dict(confined.variables), tmp_path)
     assert done.stdout.splitlines() == ["No module named 'click'", "None", "['numpy']"]
-    assert "No module named 'e3d_deploy'" in done.stderr  # though it may be installed for editing
+    assert "No module named 'e3d_deploy'" in done.stderr  # even with an editable installation
     assert confined.lacking() == {"click": "click", "rich": "rich"}
 
 
-def test_what_our_code_asks_for_is_learnt_and_what_others_ask_for_is_not(tmp_path: Path) -> None:
-    """A package of the machine does without what is not there, and so it is not carried for it."""
+def test_only_imports_of_our_own_code_are_let_through_and_learnt(tmp_path: Path) -> None:
+    """A package of the machine works without its missing imports there, so they are not carried."""
     confined = Confiner(machine=machine(installed={"numpy": None, "pytest": None})).confined(tmp_path, learn=True)
     code = (
         "import importlib.metadata as m, rich.markdown\n"
@@ -284,6 +284,6 @@ def test_onnxruntime_for_one_chip_is_small_enough(tmp_path: Path) -> None:
         pytest.skip(f"no network: {error}")
     pruned = shrink_onnxruntime(tmp_path, described)
     assert pruned.kept_bytes < 12 * MIB < 150 * MIB < pruned.zeroed_bytes
-    assert (tmp_path / PROVIDER).stat().st_size > 200 * MIB  # nothing moved
+    assert (tmp_path / PROVIDER).stat().st_size > 200 * MIB  # the length of the file is unchanged
     assert not list(tmp_path.glob("onnxruntime/capi/libonnxruntime.so*"))
     assert [path.name for path in tmp_path.glob("cuda/core/cu*")] == ["cu13"]

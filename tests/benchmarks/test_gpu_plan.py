@@ -1,4 +1,4 @@
-"""The plan of the benchmark for a GPU: what fits, most valuable first."""
+"""Plan of the GPU benchmark: rows that fit into the time, ordered by value."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ UNITS = (
 COSTS = Costs(start_s=2)
 
 
-def test_what_does_not_fit_leaves_its_time_to_what_follows() -> None:
+def test_a_row_that_does_not_fit_leaves_its_time_to_later_rows() -> None:
     found = plan(UNITS, 40, COSTS)
     assert [one.row for one in found.kept] == ["a", "b", "d"]
     assert [one.row for one in found.left_out] == ["c"]
@@ -31,7 +31,7 @@ def test_what_does_not_fit_leaves_its_time_to_what_follows() -> None:
     assert [[one.row for one in rows] for rows in found.processes()] == [["a", "b"], ["d"]]
 
 
-def test_the_most_valuable_rows_come_first_whatever_their_section() -> None:
+def test_the_most_valuable_rows_come_first_in_any_section() -> None:
     assert [one.row for one in plan(reversed(UNITS), 12, COSTS).kept] == ["a"]  # type: ignore[arg-type]
     assert plan(UNITS, 0, COSTS).kept == ()
 
@@ -47,25 +47,25 @@ def test_measured_times_replace_estimates(tmp_path: Path) -> None:
         Costs.read(file)
 
 
-def test_what_is_left_out_is_named_with_its_cost() -> None:
+def test_rows_that_are_left_out_are_listed_with_their_cost() -> None:
     shown = described(plan(UNITS, 40, COSTS), 40, COSTS)
     assert "    22 s  plain: a, b" in shown
-    assert "left out, as 11 s are left" in shown
+    assert "left out, because 11 s are left" in shown
     assert "   100 s  compiled: c" in shown
 
 
 @pytest.mark.parametrize(
     "content", ['{"starts": [NaN], "seconds": {}}', '{"starts": [], "seconds": {"a": -1}}', "[" * 200_000]
 )
-def test_times_that_are_none_are_refused(content: str, tmp_path: Path) -> None:
+def test_invalid_times_are_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"not a result file of benchmarks\.gpu"):
         Costs.read(file)
 
 
-def test_names_are_unique_and_hold_no_comma() -> None:
-    """Commas separate the names that --rows and --sections take."""
+def test_names_are_unique_and_contain_no_comma() -> None:
+    """`--rows` and `--sections` separate names by commas."""
     listed = units(Bench(Settings()))
     assert len({one.name for one in listed}) == len(listed)
     assert not [one.name for one in listed if "," in one.name]

@@ -1,4 +1,4 @@
-"""Processes of the benchmark for a GPU: how bad ends are told, and that the rest goes on."""
+"""Worker processes of the GPU benchmark: failures are recorded and other rows continue."""
 
 import errno
 import json
@@ -56,11 +56,12 @@ for name in job["names"]:
 
 
 def fake(job: Job) -> Sequence[str]:
+    """Return the command line of a fake worker, which behaves as the names of its rows say."""
     return [sys.executable, "-S", "-c", FAKE, job.to_json()]
 
 
 def runs(pid: int) -> bool:
-    """Return True while a process is there that has not ended, be it unnoticed by its parent."""
+    """Return True if a process exists and has not ended; a zombie has ended."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -70,6 +71,7 @@ def listed(*rows: str) -> list[Unit]:
 
 
 def ran(tmp_path: Path, *rows: str, seconds: float = 60) -> dict[str, Any]:
+    """Run rows in fake workers; return the results."""
     results = Results(tmp_path / "gpu.json")
     costs = Costs(start_s=0.1)
     run.run(SETTINGS, listed(*rows), results, seconds=seconds, costs=costs, command=fake)
@@ -86,13 +88,13 @@ def ran(tmp_path: Path, *rows: str, seconds: float = 60) -> dict[str, Any]:
         ("fails", "it failed"),
     ],
 )
-def test_a_row_that_ends_its_process_fails_alone(tmp_path: Path, row: str, reason: str) -> None:
+def test_only_the_row_that_ends_its_process_fails(tmp_path: Path, row: str, reason: str) -> None:
     results = ran(tmp_path, "first", row, "last")
     assert results["failed"] == {f"plain: {row}": reason}
     assert set(results["sections"]["plain"]) == {"first", "last"}
 
 
-def test_a_row_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait, grandchildren = subprocess.Popen.wait, list[int]()
 
     def until_it_hangs(process: subprocess.Popen[str], timeout: float | None = None) -> int:
@@ -111,7 +113,7 @@ def test_a_row_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeyp
     assert set(results["sections"]["plain"]) == {"first", "last"}
 
 
-def test_a_process_that_does_nothing_is_not_started_again_for_ever(tmp_path: Path) -> None:
+def test_a_process_that_runs_no_row_is_not_restarted_endlessly(tmp_path: Path) -> None:
     results = Results(tmp_path / "gpu.json")
     command = [sys.executable, "-S", "-c", ""]
     run.run(SETTINGS, listed("a", "b"), results, seconds=60, costs=Costs(start_s=0.1), command=lambda _: command)
@@ -124,7 +126,7 @@ def test_rows_for_which_no_time_is_left_are_skipped(tmp_path: Path) -> None:
 
 
 def work(tmp_path: Path, works: dict[str, Any], **changes: Any) -> tuple[int, dict[str, Any]]:
-    """Run rows in this process as a worker does."""
+    """Run rows in this process like a worker; return the exit code and the results."""
     units = [Unit(section="plain", row=row, tier=1, cost_s=1, work=work) for row, work in works.items()]
     results = Results(tmp_path / "gpu.json")
     fields = {
@@ -172,19 +174,19 @@ def test_a_failed_row_ends_its_process_and_a_skipped_one_does_not(tmp_path: Path
     assert results["sections"] == {}
 
 
-def test_a_worker_starts_no_row_that_it_has_no_time_for(tmp_path: Path) -> None:
+def test_a_worker_starts_no_row_without_time_for_it(tmp_path: Path) -> None:
     code, results = work(tmp_path, {"first": raises(AssertionError())}, deadline=time.time() + 0.5)
     assert (code, results) == (0, {})
 
 
-def test_a_worker_whose_parent_is_gone_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_stops_when_its_parent_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parents = iter((10, 10, 1))
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     _, results = work(tmp_path, {"first": dict, "second": dict})
     assert set(results["sections"]["plain"]) == {"first"}
 
 
-def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(tmp_path / "gpu.json")
     results.write()
     before = results.path.read_text()
@@ -208,7 +210,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
         (RuntimeError("failed to compile\nlong log"), "RuntimeError: failed to compile"),
     ],
 )
-def test_each_failure_is_one_line(error: Exception, expected: str) -> None:
+def test_each_error_becomes_one_line(error: Exception, expected: str) -> None:
     assert expected in line_of(error)
     assert "\n" not in line_of(error)
 
@@ -217,22 +219,22 @@ def test_each_failure_is_one_line(error: Exception, expected: str) -> None:
     ("memory", "programs", "warned"),
     [("4 MiB, 0 %", [], False), ("4 MiB, 0 %", ["77, 1200 MiB, python"], True), ("9000 MiB, 80 %", [], True)],
 )
-def test_a_gpu_in_use_by_others_is_warned_of(
+def test_other_programs_on_the_gpu_cause_a_warning(
     memory: str, programs: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "smi", lambda query: programs if "apps" in query else [memory])
     found = machine.in_use()
     assert ("warning" in found) is warned
-    assert not warned or "timings are doubtful" in found["warning"]
+    assert not warned or "timings are unreliable" in found["warning"]
 
 
-def test_kernels_of_the_same_generation_run_and_others_do_not() -> None:
+def test_machine_code_runs_on_its_own_generation_and_ptx_on_later_ones() -> None:
     built = ["sm_75", "sm_80", "sm_90a", "sm_100", "compute_120"]
     capabilities = {(7, 0): False, (8, 9): True, (9, 0): False, (10, 3): True, (11, 0): False, (12, 1): True}
     assert {one: machine.runs_on(*one, built) for one in capabilities} == capabilities
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
     results = Results(tmp_path / "gpu.json")
     results.write()
     (tmp_path / ".gpu.json.0123").write_text("{")
@@ -241,7 +243,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
 
 
 def test_an_operation_that_fails_after_its_first_call_fails_its_row() -> None:
-    """Its failure may be a failed capture; an operation that refuses its first call is left out."""
+    """A later failure may come from a failed capture. An operation whose first call fails is only left out."""
     calls = iter(range(10))
 
     def second_fails() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU from its command line, as far as a machine without a GPU can run it."""
+"""Command line of the GPU benchmark, as far as it runs without a GPU."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from benchmarks.gpu.rows import COMPILED, PLAIN
 ROOT = Path(__file__).parents[2]
 CPU = ("--device", "cpu", "--quick", "--batches", "1")
 TF32 = 5e-3
-"""Largest difference of predictions under TF32, which processors with AMX-FP16 may honour; measured 1.1e-6 on one
-that computes in float32."""
+"""Tolerance of predictions in TF32. Processors with AMX-FP16 may compute in it; a processor that computes in float32
+instead had a difference of 1.1e-6."""
 LOW, ATTENTION = 0.1, 0.02
-"""Largest difference of predictions in bf16, and relative error of attention; measured 0.020 and 0.0020."""
+"""Tolerances of predictions in bf16 and of the relative error of attention; measured 0.020 and 0.0020."""
 BLOCKED = """
 import sys
 for name in ("click", "rich", "lightning", "onnx", "onnxscript", "onnxruntime", "safetensors", "cuda", "tensorrt_rtx"):
@@ -55,10 +55,10 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def commands() -> str:
-    """Command lines of all processes."""
+    """Return the command lines of all processes."""
     lines = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             lines.append(process.read_text(errors="replace"))
     return "\n".join(lines)
 
@@ -115,12 +115,12 @@ def test_every_section_runs_to_its_end(tmp_path: Path, exported: Path) -> None:
     assert attention["math, mask"]["us"] > 0
     assert attention["math"]["relative_error"] < ATTENTION
     assert "not_run" in attention["cudnn"]
-    assert "µs a step" in shown
+    assert "µs per step" in shown
 
 
 @pytest.mark.slow
-def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) -> None:
-    """Rows that were left out are listed; the result goes to $OUT."""
+def test_it_runs_with_only_pytorch_and_numpy(tmp_path: Path, exported: Path) -> None:
+    """Rows whose package is missing are skipped, and the result is written to $OUT."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     rows = "ring fp32,torch-cuda-graph fp32,onnxruntime"
@@ -133,7 +133,7 @@ def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) ->
     assert "bundles: onnxruntime-cuda fp32" in results["skipped"]
 
 
-def test_a_run_that_is_ended_leaves_a_whole_file_and_no_process(tmp_path: Path) -> None:
+def test_a_terminated_run_leaves_a_complete_file_and_no_process(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     process = started("--sections", "plain", "--seconds", "900", "--out", str(file))
     while not (file.exists() and "running" in read(file)):
@@ -148,7 +148,7 @@ def test_a_run_that_is_ended_leaves_a_whole_file_and_no_process(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_no_gpu_is_said_with_the_reason(
+def test_a_missing_gpu_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(machine, "no_gpu", lambda: "the driver is too old")
@@ -165,11 +165,11 @@ def test_a_section_without_bundles_is_skipped_and_starts_no_process(
     assert main([*options, "--bundles", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "bundles: all: skipped, no --bundles FOLDER was given; export bundles with" in shown.out
-    assert "holds no .e3d" in shown.out
+    assert "contains no .e3d" in shown.out
     assert "==" not in shown.err
 
 
-def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_time_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CPU, "--seconds", "0.001", "--out", str(tmp_path / "gpu.json")]) == 0
     assert "roofline: fp32: skipped, no time was left for it" in capsys.readouterr().out
 
@@ -183,8 +183,8 @@ def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("--batches", "0", "invalid batches value"),
         ("--seconds", "nan", "invalid seconds value"),
         ("--seconds", "0", "invalid seconds value"),
-        ("--out", "/", "is a folder, or lies in something that is none"),
-        ("--out", "/proc/version/gpu.json", "is a folder, or lies in something that is none"),
+        ("--out", "/", "is a folder, or one of its parents is a file"),
+        ("--out", "/proc/version/gpu.json", "is a folder, or one of its parents is a file"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -1,8 +1,9 @@
-"""Imports confined to the packages of another machine.
+"""Import hook that confines Python to the packages of another machine.
 
-With this folder on PYTHONPATH and the description of `Confinement` in the file that E3D_CONFINE names, a Python
-process and its children find the packages of that machine alone. What PYTHONPATH and the working folder hold is found
-as ever. Python runs this file at its start, before any other package can be imported, so it imports none.
+The hook is active if this folder is on PYTHONPATH and the environment variable E3D_CONFINE names a JSON file with the
+description of `Confinement`. The process and its children then find only that machine's packages among the installed
+packages. Modules on PYTHONPATH and in the working folder are found as usual. Python runs this file at its start, before
+other packages can be imported, so it uses only the standard library.
 """
 
 import json
@@ -21,12 +22,13 @@ LIBRARY = os.path.realpath(sysconfig.get_path("stdlib"))
 
 
 class Confinement:
-    """Import hook that lets only chosen modules be imported.
+    """Decides which installed modules may be imported, and logs the others.
 
     Args:
-        described: `allowed`, distributions that may be imported; `left_out`, those that never may; `owners`, the
-            distributions of each module installed here; `log`, the file that gets a line of JSON per refusal; `learn`,
-            to let through and log what our own code asks for, and refuse the rest.
+        described: JSON object with the keys `allowed`, the distributions that may be imported; `left_out`, the
+            distributions that are never allowed; `owners`, the distributions of each installed module; `log`, a file
+            that receives a line of JSON for each module that is not allowed; and `learn`, true to let through the
+            imports of our own code, which are logged too.
     """
 
     def __init__(self, described: dict[str, Any]) -> None:
@@ -35,10 +37,10 @@ class Confinement:
         self.log, self.learn = described["log"], described["learn"]
         self.logged: set[tuple[str, str]] = set()
         self.granted: set[str] = set()
-        """Distributions that our own code was let through to."""
+        """Distributions that our own code was let import although they are not allowed."""
 
     def permits(self, module: str) -> bool:
-        """Decide whether a module installed here may be imported, and log it if it is not allowed."""
+        """Return True if an installed module may be imported; log it if it is not allowed."""
         owners = set(self.owners.get(module, ()))
         if not owners or owners & self.allowed:
             return True
@@ -50,7 +52,7 @@ class Confinement:
         return self.learn and lacking
 
     def importer(self) -> str:
-        """Return the allowed package that asks for a module; empty for our own code and what it carries."""
+        """Return the allowed package whose code imports a module; empty for our own code and carried packages."""
         frame: Any = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
@@ -65,6 +67,7 @@ class Confinement:
         return ""
 
     def write(self, module: str, owners: list[str], importer: str, lacking: bool) -> None:
+        """Log an import that is not allowed, once for each importer."""
         if (module, importer) in self.logged:
             return
         self.logged.add((module, importer))
@@ -74,7 +77,7 @@ class Confinement:
 
 
 def finder(confinement: Confinement) -> type[PathFinder]:
-    """Make the finder that takes the place of Python's own."""
+    """Return the finder that replaces Python's `PathFinder`."""
 
     class Confined(PathFinder):
         @classmethod
@@ -96,13 +99,13 @@ def finder(confinement: Confinement) -> type[PathFinder]:
 
 
 def installed(spec: ModuleSpec) -> bool:
-    """Decide whether a module comes from the packages installed here."""
+    """Return True if a module comes from the installed packages."""
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     return any(os.path.realpath(place).startswith(root + os.sep) for place in places for root in ENVIRONMENT)
 
 
 def confine(confinement: Confinement) -> None:
-    """Put the finder in place, and forget checkouts that are installed for editing."""
+    """Install the finder, and hide packages in editable installations."""
     named = {os.path.realpath(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one}
     roots = (*ENVIRONMENT, LIBRARY, os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix))
     sys.path[:] = [

@@ -1,4 +1,4 @@
-"""Sections of the benchmark, in the order of their worth within a tier; each module lists its rows as units."""
+"""Sections of the GPU benchmark; each module lists its rows as units."""
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import Unit
@@ -6,7 +6,7 @@ from benchmarks.gpu.sections import backends, micro, profile, roofline, steps, t
 
 
 def units(bench: Bench) -> list[Unit]:
-    """Return all there is to run. This does no work on the device."""
+    """Return the units of all sections, ordered by value within a tier; does not use the device."""
     batches = bench.settings.batches
     return [
         *roofline.units(bench),
@@ -21,6 +21,6 @@ def units(bench: Bench) -> list[Unit]:
 
 
 def outer_first(batches: tuple[int, ...]) -> list[int]:
-    """Return the first and the last number of streams before those between, which can be guessed from them."""
+    """Return the numbers of streams with the first and the last in front, because others can be estimated from them."""
     ends = list(dict.fromkeys((batches[0], batches[-1])))
     return ends + [batch for batch in batches if batch not in ends]

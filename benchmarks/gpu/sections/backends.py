@@ -1,4 +1,4 @@
-"""Sections `backends` and `bundles`: backends as an application has them, from a picture to the prediction."""
+"""Sections `backends` and `bundles`: the backends that applications use, timed from picture to prediction."""
 
 import shutil
 import tempfile
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 ON_GPU = ("onnxruntime-cuda", "torch-cuda-graph", "tensorrt", "tensorrt-rtx")
 ON_CPU = ("onnxruntime",)
-"""Backend that stands for them where there is no GPU, so that the section runs to its end."""
+"""Backends that are added without a GPU, so that the section has a row that runs."""
 BUILT = {"tensorrt": 90.0, "tensorrt-rtx": 90.0}
-"""Backends that need engines, and the estimated time to build them on a GPU (s)."""
+"""Estimated time to build the engines of a backend on a GPU (s)."""
 COMPILED = {"torch-cuda-graph": 45.0}
-"""Backends that compile their step when they open, and the estimated time of that (s)."""
+"""Estimated time to open a backend that compiles its step (s)."""
 
 
 def units(bench: Bench) -> list[Unit]:
-    """List torch-cuda-graph in each type, on a model without graphs."""
+    """List the rows of torch-cuda-graph, for each precision and number of streams."""
     return [
         Unit(
             section="backends",
@@ -45,7 +45,7 @@ def units(bench: Bench) -> list[Unit]:
 
 
 def bundles(bench: Bench) -> list[Unit]:
-    """List each backend with each exported bundle."""
+    """List a row for each backend and bundle; one absent row if there are no bundles."""
     names = ON_GPU if bench.on_gpu else (*ON_CPU, *ON_GPU)
     folder = bench.settings.bundles
     paths = sorted(folder.glob("*.e3d")) if folder else []
@@ -55,7 +55,7 @@ def bundles(bench: Bench) -> list[Unit]:
         for path in paths
     }
     if not works:
-        given = "no --bundles FOLDER was given" if folder is None else f"{folder} holds no .e3d"
+        given = "no --bundles FOLDER was given" if folder is None else f"{folder} contains no .e3d"
         reason = f"{given}; export bundles with `python -m benchmarks.gpu.bundles -o FOLDER`"
         return [Unit(section="bundles", row="all", tier=1, cost_s=0.0, work=dict, absent=reason)]
     return [
@@ -71,7 +71,7 @@ def bundles(bench: Bench) -> list[Unit]:
 
 
 def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]:
-    """Run torch-cuda-graph on a folder that has a model and no graphs, which is all that it reads."""
+    """Measure torch-cuda-graph on a bundle with a model and no graphs, because it reads only the model."""
     from e3d_deploy import checkpoint
     from e3d_deploy.bundle.folder import MODEL, Bundle
     from e3d_deploy.bundle.held import Folder, HeldFiles
@@ -87,7 +87,7 @@ def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]
 
 
 def _without_graphs(bench: Bench, precision: str, batch: int) -> "Manifest":
-    """Return a manifest as far as torch-cuda-graph reads it."""
+    """Return a manifest in which only the fields that torch-cuda-graph reads have meaningful values."""
     from e3d_deploy.bundle import manifest as parts
 
     return parts.Manifest(
@@ -112,7 +112,7 @@ def _without_graphs(bench: Bench, precision: str, batch: int) -> "Manifest":
 
 
 def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:
-    """Run a backend on a bundle, beside eager float32 of the bundle's own model."""
+    """Measure a backend on a bundle, compared with eager float32 of the bundle's model."""
     from e3d_deploy import checkpoint
     from e3d_deploy.bundle.folder import MODEL, Bundle
     from e3d_deploy.runtime.backends.registry import open_backend
@@ -131,32 +131,32 @@ def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:
 
 
 def with_engines(bundle: Any, name: Any, copy: Path) -> Any:
-    """Return a copy of a bundle with engines, as the given one may be read-only or shared."""
+    """Copy a bundle and build its engines; the given bundle may be read-only or shared."""
     from e3d_deploy.bundle.folder import Bundle
     from e3d_deploy.export.engines.build import build
     from e3d_deploy.runtime.backends.cuda import Cuda
     from e3d_deploy.tensorrt_library import library
 
     library(name)
-    Cuda()  # both say what is missing before minutes are spent on a build
+    Cuda()  # both lines raise if something is missing, before a build of minutes
     shutil.copytree(bundle.path, copy)
     build(Bundle.open(copy), name)
     return Bundle.open(copy)
 
 
 def stepped(bench: Bench, backend: Any, batch: int, *, judged: bool, on_device: bool) -> dict[str, Any]:
-    """Compare a backend with eager float32 beyond a full ring, and time its step.
+    """Compare a backend with eager float32 over more frames than the ring has slots, and time its step.
 
     Args:
-        judged: its products are float32, so the difference has a budget.
-        on_device: it is a `DeviceBackend`, which measures its time on the GPU.
+        judged: compare the difference with the budget; for backends that compute in float32.
+        on_device: the backend is a `DeviceBackend`, which measures its time on the GPU.
     """
     yardstick = Yardstick(bench, batch)
     expected, count = yardstick.expected[0], len(yardstick.frames)
     pictures, predictions = bench.pictures(batch, count), []
     started = time.monotonic()
     state = backend.initial_state(batch)
-    prepared_s = round(time.monotonic() - started, 2)  # some compile and capture here
+    prepared_s = round(time.monotonic() - started, 2)  # some backends compile and capture here
     for shown in pictures:
         prediction, state = backend.step(shown, state)
         predictions.append(torch.from_numpy(prediction).to(bench.device))
@@ -171,7 +171,7 @@ def stepped(bench: Bench, backend: Any, batch: int, *, judged: bool, on_device: 
 
 
 def times_of(bench: Bench, backend: Any, pictures: np.ndarray, state: Any, *, on_device: bool) -> dict[str, Any]:
-    """Time steps one by one: from picture to prediction, and then on the device."""
+    """Time single steps, from picture to prediction and then on the device; return the times (ms)."""
     whole: list[float] = []
     device: list[float] = []
     began = time.perf_counter()

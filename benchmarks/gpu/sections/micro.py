@@ -1,4 +1,4 @@
-"""Section `micro`: the attention, convolutions and norms of a layer one by one, each in its variants."""
+"""Section `micro`: attention, convolutions and norms of a layer, each timed alone in several variants."""
 
 import time
 from collections.abc import Callable
@@ -23,11 +23,13 @@ KERNELS = (
     SDPBackend.MATH,
 )
 CALLS, REPLAYS = 20, 7
+"""Number of calls in a captured CUDA graph, and number of its replays."""
 Variants = dict[str, Callable[[], object]]
+"""Functions that run an operation once, by name of the variant."""
 
 
 def units(bench: Bench, batch: int) -> list[Unit]:
-    """List one row for each attention, convolution and norm; float32 products are in TF32."""
+    """List a row for each attention, convolution and norm; products of float32 tensors are computed in TF32."""
     N, P = bench.config.hidden[-1], bench.config.patch_channels
     convolutions = dict.fromkeys([(N, 7 * N), (N, 4 * N), (N, N), (P, 7 * N)])
     works: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -46,7 +48,10 @@ def units(bench: Bench, batch: int) -> list[Unit]:
 
 
 def attention(bench: Bench, batch: int, precision: str) -> dict[str, Any]:
-    """Time one layer's recall over a full ring, by each kernel of PyTorch, without a mask and with one row of mask."""
+    """Time the recall of one layer over a full ring, with each attention kernel of PyTorch, without and with a mask.
+
+    The mask is one row, expanded to all queries.
+    """
     config = bench.config
     N, entries, positions = config.hidden[-1], config.history_length, config.positions
     make = partial(torch.rand, device=bench.device)
@@ -68,16 +73,18 @@ def attention(bench: Bench, batch: int, precision: str) -> dict[str, Any]:
 
 
 def recalled(query: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the recall, with the kernel that PyTorch chooses."""
     return F.scaled_dot_product_attention(query, states, states, attn_mask=mask, scale=1.0)
 
 
 def by_kernel(kernel: SDPBackend, query: Tensor, states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the recall, with a given kernel."""
     with sdpa_kernel(kernel):
         return recalled(query, states, mask)
 
 
 def convolution(bench: Bench, batch: int, precision: str, inputs: int, outputs: int) -> dict[str, Any]:
-    """Time one convolution over a padded window in 3D, and as the two 2D convolutions of the rewrite `conv2d`."""
+    """Time a convolution over a padded window, in 3D and as the two 2D convolutions of the rewrite `conv2d`."""
     (height, width), k = bench.config.grid_size, bench.config.kernel_size
     dtype, around = TYPES[precision], k // 2
     window = torch.randn(batch, inputs, 3, height, width, device=bench.device, dtype=dtype)
@@ -99,11 +106,18 @@ def convolution(bench: Bench, batch: int, precision: str, inputs: int, outputs: 
 
 
 def two_in_2d(around: int, both: Tensor, flat: Tensor, last: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two 2D convolutions of the rewrite `conv2d`.
+
+    Args:
+        around: padding on each side.
+        both: both frames of the window as channels, convolved with `flat`.
+        last: last frame of the window, convolved with `late`.
+    """
     return F.conv2d(both, flat, padding=around), F.conv2d(last, late, padding=around)
 
 
 def norm(bench: Bench, batch: int, channels: int) -> dict[str, Any]:
-    """Time a norm over channels, window and grid together, and its parts."""
+    """Time a norm over channels, window and grid, as a group norm, a layer norm, and by its parts."""
     x = torch.randn(batch, channels, bench.config.window_length, *bench.config.grid_size, device=bench.device)
     scale = torch.ones(channels, device=bench.device)
     variants: Variants = {
@@ -118,13 +132,13 @@ def norm(bench: Bench, batch: int, channels: int) -> dict[str, Any]:
 def timed_variants(
     bench: Bench, precision: str, gflop: float, variants: Variants, exact: Tensor | None = None
 ) -> dict[str, Any]:
-    """Time each variant; one that refuses its first call is recorded with its reason.
+    """Time each variant; record the error of a variant whose first call fails.
 
-    An error after that fails the row, because it may be a failed capture, after which nothing can be trusted.
+    A later error fails the row, because it may come from a failed capture, after which results are unreliable.
 
     Args:
-        gflop: operations of each; 0 where they do not matter.
-        exact: result for the first stream in float64.
+        gflop: number of operations of each variant (GFLOP); 0 reports no rates.
+        exact: result for the first stream in float64; None reports no errors.
     """
     found: dict[str, Any] = {}
     with arithmetic("tf32" if precision == "fp32" else precision):
@@ -132,7 +146,7 @@ def timed_variants(
             try:
                 result = work()
             except torch.OutOfMemoryError:
-                raise  # of no use to go on: the variants after it need as much
+                raise  # the other variants need as much memory
             except RuntimeError as error:
                 found[name] = {"not_run": line_of(error)}
                 continue
@@ -146,7 +160,7 @@ def timed_variants(
 
 
 def microseconds(bench: Bench, work: Callable[[], object]) -> float:
-    """Return the median time of a call, of calls that are captured in one CUDA graph (µs)."""
+    """Capture calls in one CUDA graph and replay it; return the median time of a call (µs)."""
     for _ in range(3):
         work()
     if not bench.on_gpu:

@@ -1,4 +1,4 @@
-"""Section `profile`: kernels of whole steps, by name."""
+"""Section `profile`: the kernels of a step, with their calls and times."""
 
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ from benchmarks.gpu.speed import warm_up
 from e3d_deploy.tf32 import arithmetic
 
 STEPS, MOST = 4, 40
-"""Steps that are recorded (even, for the two sets of states), and kernels that are listed."""
+"""Number of recorded steps, which is even because of the two sets of states, and maximum number of listed kernels."""
 
 
 def units(bench: Bench, batch: int) -> list[Unit]:
-    """List the rows whose kernels are worth reading."""
+    """List the rows that are marked as profiled."""
     tier = 2 + (batch != bench.settings.batches[0])
     return [
         Unit(
@@ -34,7 +34,7 @@ def units(bench: Bench, batch: int) -> list[Unit]:
 
 
 def kernels(bench: Bench, batch: int, row: Row) -> dict[str, Any]:
-    """Record steps with a full ring; on a CPU the operators stand for kernels."""
+    """Profile steps with a full ring; return kernels ordered by time, per step. On a CPU, operators replace kernels."""
     stepper, frame = row.make(bench, batch), bench.frames(batch, 1)[0]
     warm_up(bench, stepper, batch)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.on_gpu
@@ -42,7 +42,7 @@ def kernels(bench: Bench, batch: int, row: Row) -> dict[str, Any]:
         for _ in range(STEPS):
             stepper.step(frame)
         bench.wait()
-    # On a GPU an operator has the time of the kernels that it launched, which are listed beside it.
+    # On a GPU the events of operators repeat the times of the kernels that they launched, so only kernels are counted.
     kind = DeviceType.CUDA if bench.on_gpu else DeviceType.CPU
     times = [
         (event.key, event.count, event.self_device_time_total if bench.on_gpu else event.self_cpu_time_total)

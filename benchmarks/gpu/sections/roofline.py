@@ -1,4 +1,4 @@
-"""Peaks of this GPU: products of square matrices of random numbers, and a copy."""
+"""Section `roofline`: peak rates of this GPU in products of random square matrices, and in a copy."""
 
 from functools import partial
 from typing import Any
@@ -14,13 +14,13 @@ TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "
 
 
 def units(bench: Bench) -> list[Unit]:
-    """List one row for each type, and the copy."""
+    """List a row for each precision, and one for the copy."""
     works = {name: partial(product, bench, name) for name in TYPES} | {"copy": partial(copy, bench)}
     return [Unit(section="roofline", row=name, tier=0, cost_s=1.0, work=work) for name, work in works.items()]
 
 
 def product(bench: Bench, precision: str) -> dict[str, Any]:
-    """Multiply two square matrices: 8192², and 4096² in float32, which has no tensor cores."""
+    """Time the product of two square matrices, with a side of 8192, or 4096 in float32, which uses no tensor cores."""
     side = 256 if not bench.on_gpu else 4096 if precision == "fp32" else 8192
     with arithmetic(precision):
         one, other = (torch.randn(side, side, device=bench.device).to(TYPES[precision]) for _ in range(2))
@@ -29,7 +29,7 @@ def product(bench: Bench, precision: str) -> dict[str, Any]:
 
 
 def copy(bench: Bench) -> dict[str, Any]:
-    """Copy 4 GB; both reading and writing count."""
+    """Time a copy of 4 GiB; the rate counts reading and writing."""
     source = torch.zeros((4 << 30) // 4 if bench.on_gpu else 1 << 20, device=bench.device)
     target = torch.empty_like(source)
     taken = least_s(bench, partial(target.copy_, source))

@@ -1,4 +1,4 @@
-"""Sections `plain` and `compiled`: each row is made once, compared with eager float32, and timed."""
+"""Sections `plain` and `compiled`: each stepper is compared with eager float32 and timed."""
 
 import time
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from benchmarks.gpu.speed import speed, warm_up
 from benchmarks.gpu.steppers import Stepper
 
 PLAIN_S, COMPILED_S = 3.0, 60.0
-"""Estimated time of a row on a GPU: mostly its timing, or compiling it."""
+"""Estimated time of a row on a GPU (s): mostly the timing, or the compilation."""
 
 
 class Streams:
-    """Yardstick and base at one number of streams, made once in a process."""
+    """Reference and base row for one number of streams; each is made once per process."""
 
     def __init__(self, bench: Bench, batch: int) -> None:
         self.bench, self.batch = bench, batch
@@ -35,8 +35,8 @@ class Streams:
         return stepper
 
     def run(self, row: Row) -> dict[str, Any]:
-        """Make a row, compare it, which fills its ring, and time it."""
-        # Before anything is measured, so that neither their time nor their memory counts for the row.
+        """Make a row's stepper, compare it with the reference, which fills its ring, and time it."""
+        # Make base and reference first, so that their time and memory are not counted for the row.
         base, _ = None if row.name == BASE else self.base, self.yardstick.expected
         before = 0
         if self.bench.on_gpu:
@@ -53,12 +53,12 @@ class Streams:
 
 
 def plain(bench: Bench, batch: int) -> list[Unit]:
-    """List rows that need no compiling."""
+    """List the rows without compilation."""
     return _units(bench, batch, f"plain at batch {batch}", PLAIN, PLAIN_S)
 
 
 def compiled(bench: Bench, batch: int) -> list[Unit]:
-    """List compiled rows."""
+    """List the compiled rows."""
     return _units(bench, batch, f"compiled at batch {batch}", COMPILED, COMPILED_S)
 
 

@@ -1,4 +1,4 @@
-"""Section `training`: the forward and backward pass of a training step, as launched by Python and as a CUDA graph."""
+"""Section `training`: forward and backward pass of an optimizer step, launched by Python or as a CUDA graph."""
 
 import time
 from collections.abc import Callable
@@ -21,12 +21,13 @@ from e3d_deploy.training.passes import CapturedPasses
 CONTEXT, HORIZON = 10, 10
 STEPS = CONTEXT + HORIZON - 1
 Predict = Callable[[Tensor, Tensor], Tensor]
+"""Function that takes frames and the mask of the true frames that are shown, and returns the predictions."""
 COSTS = {"eager": 8.0, "captured": 12.0, "compiled": 60.0, "compiled-conv2d": 60.0}
-"""Rows with their estimated time on a GPU (s). All but `eager` are captured."""
+"""Estimated time of each row on a GPU (s); all rows but `eager` are captured."""
 
 
 def units(bench: Bench) -> list[Unit]:
-    """List the rows, each for 16 and 32 clips in a step."""
+    """List the rows, each for batches of 16 and 32 clips."""
     return [
         Unit(section="training", row=f"{name} {batch}", tier=4, cost_s=cost, work=partial(row, bench, name, batch))
         for name, cost in COSTS.items()
@@ -35,7 +36,7 @@ def units(bench: Bench) -> list[Unit]:
 
 
 def row(bench: Bench, name: str, batch: int) -> dict[str, Any]:
-    """Compare a pass with the eager one in float32, and time it."""
+    """Compare the gradients of a pass with those of eager float32, and time the pass."""
     generator = torch.Generator().manual_seed(batch)
     shape = (batch, STEPS + 1, bench.config.channels, *bench.config.image_size)
     frames = torch.rand(shape, generator=generator).to(bench.device)
@@ -46,7 +47,7 @@ def row(bench: Bench, name: str, batch: int) -> dict[str, Any]:
     started = time.monotonic()
     predict = make(bench, name, model)
     with arithmetic("tf32"):
-        # A captured pass has its number of clips; the same two again and again have the gradients of two.
+        # A captured pass has a fixed batch size. Two clips, repeated to fill it, have the gradients of two clips.
         again = frames[:2].repeat(batch // 2, 1, 1, 1, 1), truth[:2].repeat(batch // 2, 1)
         found = gradients(model, predict, *again, torch.bfloat16)
         ready = time.monotonic() - started
@@ -67,12 +68,12 @@ def row(bench: Bench, name: str, batch: int) -> dict[str, Any]:
 
 
 def make(bench: Bench, name: str, model: E3DLSTM) -> Predict:
-    """Return the pass of a row: frames and what is shown of them in, predictions out."""
+    """Return the forward pass of a row."""
     if name.endswith("conv2d"):
         for cell in model.cells:
             flatten_convolutions(cell, model.config)
-    if name.startswith("compiled") and bench.on_gpu:  # on a CPU compiling takes minutes
-        from e3d_deploy.training.module import compile_cells  # needs Lightning, which other sections do without
+    if name.startswith("compiled") and bench.on_gpu:  # on a CPU the compilation takes minutes
+        from e3d_deploy.training.module import compile_cells  # imported here, because it needs Lightning
 
         compile_cells(model)
     if name == "eager" or not bench.on_gpu:
@@ -82,13 +83,17 @@ def make(bench: Bench, name: str, model: E3DLSTM) -> Predict:
 
 
 def eager(model: E3DLSTM) -> Predict:
-    """Return the pass that Python launches."""
+    """Return the forward pass that Python launches."""
     return lambda frames, truth: model(frames, HORIZON, truth)
 
 
 @torch.enable_grad()
 def gradients(model: nn.Module, predict: Predict, frames: Tensor, truth: Tensor, low: torch.dtype | None) -> Tensor:
-    """Return the gradients of the mean squared error, all in one vector."""
+    """Return the gradients of the mean squared error as one vector.
+
+    Args:
+        low: data type of autocast; None computes in float32.
+    """
     model.zero_grad()
     with torch.autocast(frames.device.type, low or torch.bfloat16, enabled=low is not None):
         predictions = predict(frames, truth)
