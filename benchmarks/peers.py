@@ -154,7 +154,7 @@ class Exports:
 def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Callable[[], Opened]]]:
     """Yield name, precision and opener of each side: PyTorch eager (the reference), then other peers, then ours."""
     config = exports.bundle("fp32").config
-    alone = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     low = "bf16" if openvino_has_bf16() else "f32"
     zeros = partial(initial_arrays, config, 1)
 
@@ -169,9 +169,9 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
     def hinted() -> Opened:
         if low != "bf16":
             raise BackendUnavailable("this processor has no bfloat16; OpenVINO would use float32")
-        return naive_openvino(exports.naive, **alone, INFERENCE_PRECISION_HINT="bf16"), zeros
+        return naive_openvino(exports.naive, **settings, INFERENCE_PRECISION_HINT="bf16"), zeros
 
-    def left_alone() -> Opened:
+    def with_defaults() -> Opened:
         if len(os.sched_getaffinity(0)) != threads:
             raise BackendUnavailable("it uses all cores of the process; limit these to --threads cores with taskset")
         return naive_openvino(exports.naive, "AUTO"), zeros
@@ -182,7 +182,7 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
     def by_nncf() -> Opened:
         file = exports.naive_int8("naive.int8.xml", quantize_for_openvino)
         # This hint is OpenVINO's default for the layers that stay in float.
-        return naive_openvino(file, **alone, INFERENCE_PRECISION_HINT=low), zeros
+        return naive_openvino(file, **settings, INFERENCE_PRECISION_HINT=low), zeros
 
     def ours(policy: str, name: str) -> Opened:
         if (policy, name, low) == ("bf16", "openvino", "f32"):
@@ -195,10 +195,10 @@ def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Calla
     yield "torch.compile", "fp32", lambda: (compiled_torch(exports.model(), autocast=False), zeros)
     yield "torch.compile, autocast", "bf16", lambda: (compiled_torch(exports.model(), autocast=True), zeros)
     yield "naive in ONNX Runtime", "fp32", lambda: (naive_onnxruntime(exports.naive, threads), zeros)
-    fp32 = partial(naive_openvino, **alone, INFERENCE_PRECISION_HINT="f32")
+    fp32 = partial(naive_openvino, **settings, INFERENCE_PRECISION_HINT="f32")
     yield "naive in OpenVINO", "fp32", lambda: (fp32(exports.naive), zeros)
     yield "naive in OpenVINO, hint", "bf16", hinted
-    yield "naive in OpenVINO, left alone", {"f32": "fp32"}.get(low, low), left_alone
+    yield "naive in OpenVINO, left alone", {"f32": "fp32"}.get(low, low), with_defaults
     yield "naive in ONNX Runtime, its quantiser", "int8", quantised
     yield "naive in OpenVINO, NNCF", "int8", by_nncf
     for policy in PRECISIONS:

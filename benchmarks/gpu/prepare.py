@@ -57,7 +57,7 @@ class Packer:
         module("benchmarks.digits", "-o", str(folder))
 
     def packages(self, folder: Path) -> None:
-        lacking = unsure(ROOT / "pyproject.toml", self.machine) | self.lacking()
+        lacking = of_unknown_version(ROOT / "pyproject.toml", self.machine) | self.lacking()
         versions = versions_here(lacking)
         install(versions, folder, self.machine)
         for name, version in versions.items():
@@ -99,7 +99,7 @@ class Packer:
         print(f"{piece}: {size / MIB:.1f} MiB packed", flush=True)
 
 
-def unsure(project: Path, machine: Machine) -> dict[str, str]:
+def of_unknown_version(project: Path, machine: Machine) -> dict[str, str]:
     """Return the dependencies of the package whose versions on the machine are unknown and may be too old."""
     required = tomllib.loads(project.read_text())["project"]["dependencies"]
     names = [canonical(re.split(r"[^A-Za-z0-9._-]", one)[0]) for one in required]

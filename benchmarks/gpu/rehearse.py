@@ -75,7 +75,7 @@ class Rehearsal:
         if code:
             raise RuntimeError(f"{name}: exit code {code}; correct the error below\n{tail(log)}")
         recorded = json.loads((self.out(name) / f"gpu_{name}.json").read_text())
-        return found | {"steps": recorded["steps"], "json_files": whole(self.out(name))}
+        return found | {"steps": recorded["steps"], "json_files": check_json_files(self.out(name))}
 
     def killed(self, name: str) -> dict[str, Any]:
         """Kill a call after its first rows; check that its result files are complete, and return their names.
@@ -97,7 +97,7 @@ class Rehearsal:
             "command": f"python3 -m benchmarks.gpu.call {name}, killed",
             "seconds": round(time.monotonic() - started, 1),
             "steps": recorded["steps"],
-            "json_files": whole(self.out("killed")),
+            "json_files": check_json_files(self.out("killed")),
         }
 
     def start(self, name: str, *, out: str = "") -> tuple["subprocess.Popen[bytes]", Path, float]:
@@ -178,7 +178,7 @@ def e3d(*arguments: object) -> str:
     return done.stdout
 
 
-def whole(folder: Path) -> list[str]:
+def check_json_files(folder: Path) -> list[str]:
     """Check that all JSON files under a folder are complete; return their names.
 
     Raises:

@@ -29,7 +29,7 @@ from benchmarks.gpu.call import (
 )
 from benchmarks.gpu.inductor import pack
 from benchmarks.gpu.pack import unpack
-from benchmarks.gpu.rehearse import kill_session, whole
+from benchmarks.gpu.rehearse import check_json_files, kill_session
 
 SLEEP = """
 import os, subprocess, sys, time
@@ -222,7 +222,7 @@ def test_a_terminated_or_killed_call_leaves_complete_results(place: Place, numbe
     else:
         kill_session(process.pid)
         assert process.wait(120) == -signal.SIGKILL
-    assert whole(place.out) == ["gpu_probe.json"]
+    assert check_json_files(place.out) == ["gpu_probe.json"]
     steps = json.loads((place.out / "gpu_probe.json").read_text())["steps"]
     assert [(step["name"], step["code"]) for step in steps] == [("one", 0), ("two", None)]
     while not gone(int(pid.read_text())) and time.monotonic() < deadline:
@@ -257,4 +257,4 @@ def test_only_the_newest_complete_set_of_weights_is_kept(tmp_path: Path) -> None
 def test_an_incomplete_result_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"steps": [')
     with pytest.raises(RuntimeError, match=r"half\.json: incomplete"):
-        whole(tmp_path)
+        check_json_files(tmp_path)

@@ -19,7 +19,7 @@ from benchmarks.gpu.call import CALLS
 from benchmarks.gpu.fatbin import MAGIC, ZSTANDARD, prune, section
 from benchmarks.gpu.lacking import Confiner
 from benchmarks.gpu.pack import PROVIDER, archive, distributions, install, shrink_onnxruntime, unpack
-from benchmarks.gpu.prepare import plan, unsure
+from benchmarks.gpu.prepare import of_unknown_version, plan
 from benchmarks.gpu.travel import MIB, check_results, check_travel
 from e3d_deploy.errors import ResourceLimit
 
@@ -261,7 +261,7 @@ def test_dependencies_of_unknown_version_are_carried(tmp_path: Path) -> None:
     project = tmp_path / "pyproject.toml"
     project.write_text('[project]\ndependencies = ["numpy>=1.26", "click>=8.2", "PyYAML"]\n')
     described = machine(installed={"numpy": "2.5.2", "click": None, "rich": None})
-    assert unsure(project, described) == {"click": "click"}
+    assert of_unknown_version(project, described) == {"click": "click"}
 
 
 def test_the_described_machine_has_what_this_project_needs() -> None:

@@ -172,18 +172,20 @@ def stepped(bench: Bench, backend: Any, batch: int, *, judged: bool, on_device: 
 
 def times_of(bench: Bench, backend: Any, pictures: np.ndarray, state: Any, *, on_device: bool) -> dict[str, Any]:
     """Time single steps, from picture to prediction and then on the device; return the times (ms)."""
-    whole: list[float] = []
+    end_to_end: list[float] = []
     device: list[float] = []
     began = time.perf_counter()
-    while len(whole) < 5 or (len(whole) < 2000 and time.perf_counter() - began < bench.rounds * bench.block_s):
+    while len(end_to_end) < 5 or (
+        len(end_to_end) < 2000 and time.perf_counter() - began < bench.rounds * bench.block_s
+    ):
         started = time.perf_counter()
-        _, state = backend.step(pictures[len(whole) % len(pictures)], state)
-        whole.append(time.perf_counter() - started)
+        _, state = backend.step(pictures[len(end_to_end) % len(pictures)], state)
+        end_to_end.append(time.perf_counter() - started)
     if on_device:
         backend.measure(True)
         for shown in pictures:
             _, state = backend.step(shown, state)
             device.append(backend.device_ms)
-    p50, p99 = (round(1000 * float(one), 4) for one in np.quantile(whole, (0.5, 0.99)))
+    p50, p99 = (round(1000 * float(one), 4) for one in np.quantile(end_to_end, (0.5, 0.99)))
     device_ms = round(float(np.median(device)), 4) if device else None
-    return {"end_to_end_ms": p50, "end_to_end_p99_ms": p99, "device_ms": device_ms, "calls": len(whole)}
+    return {"end_to_end_ms": p50, "end_to_end_p99_ms": p99, "device_ms": device_ms, "calls": len(end_to_end)}
