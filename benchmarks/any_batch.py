@@ -111,7 +111,7 @@ def openings(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--size", type=click.Choice(list(CALLS)), default="demo", show_default=True)
+@click.option("--size", type=click.Choice(list(CALLS)), default="demo", show_default=True, help="Size of the model.")
 @click.option("--rounds", default=61, show_default=True, help="Number of blocks of steps of each side.")
 @click.option("--openings", "opened", default=9, show_default=True, help="Number of new processes of each side.")
 def main(size: str, rounds: int, opened: int) -> None:

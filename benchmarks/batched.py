@@ -65,11 +65,13 @@ def measure(
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
-@click.option("--streams", default=8, show_default=True)
-@click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
+)
+@click.option("--streams", default=8, show_default=True, help="Number of streams.")
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Number of rounds; each side is timed once per round.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),

@@ -114,9 +114,11 @@ def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["full", "demo"]), default="demo", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["full", "demo"]), default="demo", show_default=True, help="Size of the model."
+)
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=5, show_default=True, help="Number of rounds; each side is timed once per round.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder in which the graphs are kept and reused.")
 @click.option("--builds", default=0, help="Number of TensorRT-RTX builds of each graph; 0 times ONNX Runtime instead.")
 def main(size: str, threads: int, rounds: int, keep: Path | None, builds: int) -> None:

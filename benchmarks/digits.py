@@ -61,7 +61,7 @@ def checked(content: bytes) -> bytes:
     if found != SHA256:
         raise ClipError(
             f"{PACKAGE}: {MEMBER} has the SHA-256 {found[:12]}…, expected {SHA256[:12]}…; the package has changed, "
-            "inspect it before you train on it"
+            "so inspect it before you train on it"
         )
     return content
 

@@ -92,7 +92,7 @@ def by_worker(data: Dataset[Tensor]) -> Iterator[int]:
 
 
 @click.command()
-@click.option("--seconds", default=10.0)
+@click.option("--seconds", default=10.0, help="Time of each row (s).")
 def main(seconds: float) -> None:
     """Measure the throughput of the data loader."""
     torch.set_num_threads(1)

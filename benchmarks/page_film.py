@@ -84,8 +84,14 @@ def write(path: Path, shots: list[bytes]) -> None:
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("e3d_deploy/demo/live_page.mp4"))
-@click.option("--backend", default="onnxruntime")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("e3d_deploy/demo/live_page.mp4"),
+    help="Video to write.",
+)
+@click.option("--backend", default="onnxruntime", help="Backend of the server.")
 def main(output: Path, backend: str) -> None:
     """Record a short video of the live page."""
     with tempfile.TemporaryDirectory() as folder, extracted(FILM.model) as model, extracted(PEDESTRIANS) as film:

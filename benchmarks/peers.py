@@ -271,9 +271,17 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
-@click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
-@click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
+)
+@click.option(
+    "--semantics",
+    type=click.Choice(["paper", "google"]),
+    default="paper",
+    show_default=True,
+    help="Semantics of the network.",
+)
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option(
     "--precision",
     "precisions",
@@ -291,7 +299,7 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Folder in which exports are kept and reused."
 )
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--rounds", default=7, show_default=True, help="Number of rounds; each side is timed once per round.")
 def main(
     size: str,
     semantics: Semantics,

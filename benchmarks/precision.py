@@ -182,9 +182,15 @@ def trained_briefly(steps: int = 60) -> E3DLSTM:
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["demo", "full", "google"]), default="demo", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=7, show_default=True)
+@click.option(
+    "--size",
+    type=click.Choice(["demo", "full", "google"]),
+    default="demo",
+    show_default=True,
+    help="Network to measure.",
+)
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=7, show_default=True, help="Number of rounds; each side is timed once per round.")
 def main(size: str, threads: int, rounds: int) -> None:
     """Measure size, drift and step time of each precision policy."""
     torch.set_num_threads(threads)

@@ -231,7 +231,9 @@ def followed(predictor: runtime.Predictor, read: Callable[[Path], Iterator[NDArr
 
 
 @click.command()
-@click.option("--rounds", default=61, show_default=True)
+@click.option(
+    "--rounds", default=61, show_default=True, help="Number of rounds, which each section scales by its own factor."
+)
 def main(rounds: int) -> None:
     """Measure the extra time of checked reading."""
     torch.set_num_threads(1)

@@ -47,7 +47,7 @@ def quality(path: Path) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--steps", default=400)
+@click.option("--steps", default=400, help="Number of optimizer steps.")
 @click.option(
     "--run",
     "names",

@@ -128,12 +128,19 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
-@click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--streams", default=8, show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
-@click.option("--renewals", default="none,refresh:2,refresh:3,refresh:10,replay", show_default=True)
+@click.option(
+    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
+)
+@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to measure.")
+@click.option("--streams", default=8, show_default=True, help="Number of streams.")
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=15, show_default=True, help="Number of rounds; a third of them with several streams.")
+@click.option(
+    "--renewals",
+    default="none,refresh:2,refresh:3,refresh:10,replay",
+    show_default=True,
+    help="Renewals to compare, separated by commas.",
+)
 def main(size: str, backend: str, streams: int, threads: int, rounds: int, renewals: str) -> None:
     """Measure the cost of each renewal."""
     texts = tuple(renewals.split(","))

@@ -116,10 +116,18 @@ def network(size: str, semantics: Semantics) -> E3DLSTM:
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
-@click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=7, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
+)
+@click.option(
+    "--semantics",
+    type=click.Choice(["paper", "google"]),
+    default="paper",
+    show_default=True,
+    help="Semantics of the network.",
+)
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=7, show_default=True, help="Number of rounds; each side is timed once per round.")
 def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
     """Time a step in each variant of the graph."""
     model = network(size, semantics)

@@ -83,21 +83,23 @@ def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
+@click.option(
+    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
+)
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     help="Bundle of the model of --size, exported for any number of streams.",
 )
-@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to measure.")
 @click.option(
     "--streams",
     default=8,
     show_default=True,
     help="Number of streams; the backend must have a step of this batch size.",
 )
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=41, show_default=True)
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=41, show_default=True, help="Number of rounds; each side is timed once per round.")
 @click.option("--length", default=3, show_default=True, help="Pictures per stream in each timed call.")
 def main(size: str, bundle: Path | None, backend: str, streams: int, threads: int, rounds: int, length: int) -> None:
     """Measure the overhead of the scheduler and the gain from batching."""

@@ -151,9 +151,9 @@ def load(address: str, pid: int, pictures: Pictures, *, horizon: int, minutes: f
 
 @click.command()
 @click.option("--model", type=click.Choice(sorted(EXHIBITS)), default="film", help="Shipped model to serve.")
-@click.option("--backend", default="onnxruntime")
+@click.option("--backend", default="onnxruntime", help="Backend of both sides.")
 @click.option("--horizon", default=10, help="Number of frames of each forecast.")
-@click.option("--rounds", default=5)
+@click.option("--rounds", default=5, help="Number of rounds; each side is timed once per round.")
 @click.option("--seconds", default=8.0, help="Time of each side in a round (s).")
 @click.option("--minutes", default=2.0, help="Time of the load with 32 sessions (min); 0 skips it.")
 def main(model: str, backend: str, horizon: int, rounds: int, seconds: float, minutes: float) -> None:

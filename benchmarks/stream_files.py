@@ -121,9 +121,9 @@ PAIRS = {
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Bundle; by default the shipped model of film is exported."
 )
-@click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to measure.")
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
+@click.option("--rounds", default=5, show_default=True, help="Number of rounds; each side is timed once per round.")
 def main(bundle: Path | None, backend: str, threads: int, rounds: int) -> None:
     """Compare `e3d stream` on four files with bare loops over the same files."""
     with tempfile.TemporaryDirectory() as name, extracted(FILM.model) as model:

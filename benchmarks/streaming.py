@@ -33,8 +33,8 @@ def resident() -> int:
 
 
 @click.command()
-@click.option("--frames", default=10_000, show_default=True)
-@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--frames", default=10_000, show_default=True, help="Number of frames to push.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="Backend to measure.")
 def main(frames: int, backend: str) -> None:
     """Measure memory and time per push over many frames of one stream."""
     pictures = cycle(np.random.default_rng(0).integers(0, 256, (100, 64, 64, 1), np.uint8))

@@ -97,9 +97,9 @@ def peak(length: int, recompute: bool) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--steps", default=5)
-@click.option("--batch-size", default=1)
-@click.option("--lengths", default="20,40")
+@click.option("--steps", default=5, help="Number of optimizer steps.")
+@click.option("--batch-size", default=1, help="Batch size.")
+@click.option("--lengths", default="20,40", help="Numbers of frames of the clips, separated by commas.")
 def main(steps: int, batch_size: int, lengths: str) -> None:
     """Measure the overhead of `e3d train` and the memory that --recompute saves."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

@@ -72,10 +72,14 @@ def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> 
 
 
 @click.command()
-@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
-@click.option("--backend", "backends", multiple=True, default=BACKENDS, show_default=True)
-@click.option("--rounds", default=15, show_default=True)
-@click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
+)
+@click.option(
+    "--backend", "backends", multiple=True, default=BACKENDS, show_default=True, help="Backend to measure; repeatable."
+)
+@click.option("--rounds", default=15, show_default=True, help="Number of rounds; each side is timed once per round.")
+@click.option("--threads", default=1, show_default=True, help="Number of threads.")
 def main(size: str, backends: tuple[str, ...], rounds: int, threads: int) -> None:
     """Compare pushes while the ring fills with later pushes."""
     with tempfile.TemporaryDirectory() as name:

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.bundles -o FOLDER [--tiny]
 
 The weights are random with 15 levels, so they compress to a sixth. The reference clip is a real clip with two frames of
-context and two of horizon; after so few frames most of the recorded ring is zero and compresses well. Writes one bundle
-per precision policy of `KINDS`, named after it.
+context and two of horizon; after so few frames most of the recorded ring is zero, and zeros compress well. Writes one
+bundle per precision policy of `KINDS`, named after it.
 """
 
 import argparse

@@ -195,7 +195,7 @@ def check_json_files(folder: Path) -> list[str]:
 
 
 def kill_session(leader: int) -> None:
-    """Kill all processes of a session at once, like the loss of the machine."""
+    """Kill all processes of a session, as happens when a machine is taken away."""
     listed = subprocess.check_output(["ps", "-o", "pid=", "--sid", str(leader)], text=True)
     for pid in map(int, listed.split()):
         try:

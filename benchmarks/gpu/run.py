@@ -96,7 +96,7 @@ def run(
 
 
 def judge(results: Results, units: Sequence[Unit], end: End) -> None:
-    """If a process failed, record the running row as failed, so that the other rows can continue."""
+    """If a process failed, record the running row as failed, so that the other rows can run."""
     at = results.data.pop("running", None)
     left = [unit for unit in units if not results.decided(unit.section, unit.row)]
     verdict = end.verdict()
@@ -124,9 +124,8 @@ def run_process(command: Sequence[str], limit_s: float) -> End:
         pass
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # also kills children such as compilers, even if their parent has ended
+            # This also kills children such as compilers, even if their parent has ended.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         reader.join(5)
     return End(code, limit_s, "".join(last))

@@ -45,7 +45,7 @@ def units(bench: Bench) -> list[Unit]:
 
 
 def bundles(bench: Bench) -> list[Unit]:
-    """List a row for each backend and bundle; one absent row if there are no bundles."""
+    """List a row for each backend and bundle; if there are no bundles, a single row that cannot run."""
     names = ON_GPU if bench.on_gpu else (*ON_CPU, *ON_GPU)
     folder = bench.settings.bundles
     paths = sorted(folder.glob("*.e3d")) if folder else []
@@ -138,7 +138,7 @@ def with_engines(bundle: Any, name: Any, copy: Path) -> Any:
     from e3d_deploy.tensorrt_library import library
 
     library(name)
-    Cuda()  # both lines raise if something is missing, before a build of minutes
+    Cuda()  # both lines raise if a part is missing, before a build that takes minutes
     shutil.copytree(bundle.path, copy)
     build(Bundle.open(copy), name)
     return Bundle.open(copy)
