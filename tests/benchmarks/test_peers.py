@@ -200,9 +200,8 @@ def test_calibration_sees_the_states_of_rollouts(tmp_path: Path, monkeypatch: py
     for found in (list(samples), list(samples)):  # NNCF iterates more than once, each time from the start
         assert len(found) == len(samples) == 2 * (len(clips[0]) - 1)
         first = found[: len(clips[0]) - 1]
-        assert [int(one["written"][0]) for one in first] == list(
-            range(1, len(clips[0]))
-        )  # the initial zero state counts as 1
+        # The initial zero state counts as 1.
+        assert [int(one["written"][0]) for one in first] == list(range(1, len(clips[0])))
         assert np.array_equal(first[CONTEXT - 1][contract.FRAME][0], clips[0][CONTEXT - 1])
         assert (first[CONTEXT][contract.FRAME] == 0.5).all()
 
