@@ -33,12 +33,12 @@ from e3d_deploy.demo.exhibits import CONTEXT, HORIZON, MODEL
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
-from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision import types
 from e3d_deploy.export.precision.choose import Chooser
 from e3d_deploy.export.precision.drift import Gauge, real_clips
 from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LARGEST, LOW, stamp, typed
+from e3d_deploy.export.settings import reference_clip
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import BUDGETS, POLICIES
 from e3d_deploy.runtime.backends.emulated import Steps, session

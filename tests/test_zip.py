@@ -26,7 +26,7 @@ from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.form import Form
 from e3d_deploy.demo import report, tour
-from e3d_deploy.export.plan import reference_clip
+from e3d_deploy.export.settings import reference_clip
 from e3d_deploy.measure import memory
 from e3d_deploy.runtime import Bundle
 

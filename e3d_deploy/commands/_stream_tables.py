@@ -14,7 +14,7 @@ from e3d_deploy.progress import is_animated
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from e3d_deploy.live.counts import Percentiles, Standing
+    from e3d_deploy.live.statistics import Percentiles, Standing
     from e3d_deploy.live.summary import SourceSummary, Summary
     from e3d_deploy.live.worker import SourceWorker
 

@@ -15,7 +15,7 @@ from e3d_deploy.files import write_file
 from e3d_deploy.policies import PICTURE_RANGE
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.precision.why import Finding
+    from e3d_deploy.export.precision.diagnosis import Finding
     from e3d_deploy.runtime import Bundle
     from e3d_deploy.runtime.backends.protocol import Backend
     from e3d_deploy.runtime.choose import Choice
@@ -187,7 +187,7 @@ def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
     session = find(backend).explained_by
     if session is None or not is_importable("onnx") or not is_importable("onnxruntime"):
         return []
-    from e3d_deploy.export.precision.why import explain
+    from e3d_deploy.export.precision.diagnosis import explain
 
     return explain(bundle, backend, native=session == "session", threads=threads)
 

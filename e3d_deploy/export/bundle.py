@@ -41,8 +41,8 @@ from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, Variant, expand, uses_winograd
-from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
+from e3d_deploy.export.settings import Plan, plan_export
 from e3d_deploy.files import place_of, sha256
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.json_values import json_object
-from e3d_deploy.live.counts import Percentiles
 from e3d_deploy.live.push import Push
+from e3d_deploy.live.statistics import Percentiles
 from e3d_deploy.live.worker import SourceWorker
 
 

@@ -13,10 +13,10 @@ from e3d_deploy.data.levels import Range
 from e3d_deploy.data.live.feed import Arrival, Ended, Feed
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import E3DError
-from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.sinks import Put
+from e3d_deploy.live.statistics import Counts
 from e3d_deploy.runtime.streams.streams import SlotStream
 
 WAIT_S = 0.1

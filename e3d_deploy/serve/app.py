@@ -10,7 +10,7 @@ from starlette.websockets import WebSocket
 
 from e3d_deploy import __version__
 from e3d_deploy.runtime import Predictor
-from e3d_deploy.serve import answers
+from e3d_deploy.serve import error_responses
 from e3d_deploy.serve.posts import clip_routes, predict_routes
 from e3d_deploy.serve.rest import health_routes, model_routes, page_routes
 from e3d_deploy.serve.security import Guard
@@ -45,12 +45,12 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     # The documentation pages of FastAPI are switched off: they load scripts from another host.
     app = FastAPI(title="e3d serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    answers.install(app)
+    error_responses.install(app)
     app.include_router(page_routes())
     app.include_router(health_routes(service))
     # `Guard` checks the token before a body is read; these dependencies only describe the check in OpenAPI.
     secured = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
-    refusals = answers.answers(401, 403) if settings.token is not None else answers.answers(403)
+    refusals = error_responses.answers(401, 403) if settings.token is not None else error_responses.answers(403)
     for routes in (model_routes, clip_routes, predict_routes):
         app.include_router(routes(service), dependencies=secured, responses=refusals)
 

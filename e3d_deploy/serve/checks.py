@@ -10,7 +10,7 @@ from pathlib import Path
 from starlette.datastructures import UploadFile
 
 from e3d_deploy.data.form import MAX_PIXELS
-from e3d_deploy.serve.answers import Problem
+from e3d_deploy.serve.error_responses import Problem
 
 MAX_PIXELS_IN_ALL = 500_000_000
 """Maximum total number of pixels in the pictures of one request; small files may decode to huge pictures."""

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from e3d_deploy.serve.answers import Problem
+from e3d_deploy.serve.error_responses import Problem
 
 
 @dataclass(frozen=True)

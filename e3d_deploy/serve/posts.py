@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from e3d_deploy.serve.answers import Problem, answers
 from e3d_deploy.serve.checks import ARRAYS, save
+from e3d_deploy.serve.error_responses import Problem, answers
 from e3d_deploy.serve.predict import MEDIA_TYPES, PredictOptions, predict
 from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.uploads import MAX_PICTURES, check_fields, files_of, form_of

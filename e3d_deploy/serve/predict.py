@@ -16,8 +16,8 @@ from e3d_deploy.data.rate import DEFAULT_RATE
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import E3DError
-from e3d_deploy.serve.answers import Problem, problem_of
 from e3d_deploy.serve.checks import ARRAYS, PICTURES, Upload, names_for
+from e3d_deploy.serve.error_responses import Problem, problem_of
 from e3d_deploy.serve.service import Service
 
 MAX_FRAMES = 10_000

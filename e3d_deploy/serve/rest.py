@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from e3d_deploy.serve.answers import Problem, answers
+from e3d_deploy.serve.error_responses import Problem, answers
 from e3d_deploy.serve.metrics import CONTENT_TYPE
 from e3d_deploy.serve.page_files import PAGE_TYPES, page_files
 from e3d_deploy.serve.service import Service

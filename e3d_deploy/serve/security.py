@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from e3d_deploy.serve.answers import Problem, response_of
+from e3d_deploy.serve.error_responses import Problem, response_of
 from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.page_files import page_files
 from e3d_deploy.serve.settings import Settings, is_loopback

@@ -16,8 +16,8 @@ from e3d_deploy.data.live.feed import Feed, FeedOptions
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import protocol
-from e3d_deploy.serve.answers import Problem
 from e3d_deploy.serve.clips import Clips
+from e3d_deploy.serve.error_responses import Problem
 from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Open, Refused, text_message

@@ -15,11 +15,11 @@ from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.follower import Follower, Judged
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from e3d_deploy.serve import protocol
-from e3d_deploy.serve.answers import problem_of
-from e3d_deploy.serve.figures import Figures
+from e3d_deploy.serve.error_responses import problem_of
 from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Order, Refused, SetHorizon, picture_message, text_message
+from e3d_deploy.serve.session_statistics import Figures
 from e3d_deploy.serve.settings import Settings
 from e3d_deploy.serve.source import Chosen, Source
 

@@ -9,7 +9,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from e3d_deploy.serve.answers import Problem
+from e3d_deploy.serve.error_responses import Problem
 
 UPLOAD_S = 120.0
 """Maximum time of an upload (s)."""

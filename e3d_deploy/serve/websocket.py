@@ -7,7 +7,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from e3d_deploy.serve import protocol
-from e3d_deploy.serve.answers import problem_of
+from e3d_deploy.serve.error_responses import problem_of
 from e3d_deploy.serve.outbox import Closing, Outbox
 from e3d_deploy.serve.protocol import Open, Refused, parse, text_message
 from e3d_deploy.serve.security import Rate, origin_allowed, token_matches

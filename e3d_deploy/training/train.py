@@ -56,8 +56,8 @@ from e3d_deploy.training.copying import RESULT, Comparison, Validated, measure
 from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
+from e3d_deploy.training.progress_lines import Telling
 from e3d_deploy.training.settings import COMMAND, SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
-from e3d_deploy.training.telling import Telling
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.sources import open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
-from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision.drift import real_clips
+from e3d_deploy.export.settings import reference_clip
 from tests.data.test_data import write_video
 from tests.tools import e3d
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 
 from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, E3DError, ResourceLimit, ShapeError
 from e3d_deploy.serve import security
-from e3d_deploy.serve.answers import problem_of
+from e3d_deploy.serve.error_responses import problem_of
 from e3d_deploy.serve.outbox import Closing, Outbox
 from e3d_deploy.serve.protocol import Open, Order, Refused, SetHorizon, parse, picture_message, split_message
 from e3d_deploy.serve.security import Rate, host_allowed, origin_allowed, token_matches

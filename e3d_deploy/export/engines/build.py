@@ -17,7 +17,7 @@ from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.choose import check_graphs
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets, profile
-from e3d_deploy.export.engines.proof import prove
+from e3d_deploy.export.engines.precision_check import prove
 from e3d_deploy.inventory import machine, rtx_refusal
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.specs import check_runs

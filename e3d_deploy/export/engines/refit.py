@@ -14,7 +14,7 @@ from e3d_deploy.bundle.plans import check_sources, load_plan, sources, weights_s
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engines.install import move_in, staging
-from e3d_deploy.export.engines.proof import prove
+from e3d_deploy.export.engines.precision_check import prove
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tensorrt_library import Target, library, make_logger
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from e3d_deploy.data.live.feed import Arrival
-from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Judged
 from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.quality import WINDOW
+from e3d_deploy.live.statistics import Counts
 
 
 def observation(index: int, error: float, copy_error: float) -> Observation:

@@ -21,8 +21,8 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
+from e3d_deploy.export.precision.diagnosis import _chunks, explain
 from e3d_deploy.export.precision.types import products, stamp, typed
-from e3d_deploy.export.precision.why import _chunks, explain
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget

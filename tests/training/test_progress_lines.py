@@ -16,7 +16,7 @@ from e3d_deploy.config import TrainConfig
 from e3d_deploy.progress import duration, silent
 from e3d_deploy.training.callbacks import Bar
 from e3d_deploy.training.pace import Pace
-from e3d_deploy.training.telling import Telling
+from e3d_deploy.training.progress_lines import Telling
 from e3d_deploy.training.train import Machine, _callbacks
 from tests.tools import Clock, Terminal
 

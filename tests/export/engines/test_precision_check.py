@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from e3d_deploy.bundle.sidecar import Proof
 from e3d_deploy.errors import EngineError
-from e3d_deploy.export.engines.proof import in_engine, in_graph, judge, prove
+from e3d_deploy.export.engines.precision_check import in_engine, in_graph, judge, prove
 from tests.fake_tensorrt import FakeTensorRT
 
 
