@@ -227,7 +227,7 @@ def followed(predictor: runtime.Predictor, read: Callable[[Path], Iterator[NDArr
     """Read the first frames of a video and forecast after each."""
     follower = Follower(predictor.stream(), predictor.config, horizon=HORIZON, renewal=predictor.renewal())
     for picture in islice(read(file), STREAMED):
-        follower.see(picture)
+        follower.follow(picture)
 
 
 @click.command()

@@ -14,7 +14,7 @@ from e3d_deploy.progress import is_animated
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from e3d_deploy.live.statistics import Percentiles, Standing
+    from e3d_deploy.live.statistics import Percentiles, Statistics
     from e3d_deploy.live.summary import SourceSummary, Summary
     from e3d_deploy.live.worker import SourceWorker
 
@@ -50,9 +50,9 @@ def showing(workers: "Sequence[SourceWorker]") -> Iterator[Callable[[], None]]:
 
 
 def _line(workers: "Sequence[SourceWorker]") -> str:
-    standings = [worker.counts.standing() for worker in workers]
-    frames = sum(one.frames for one in standings)
-    rate = sum(one.frames_per_second or 0.0 for one in standings)
+    statistics = [worker.statistics.current() for worker in workers]
+    frames = sum(one.frames for one in statistics)
+    rate = sum(one.frames_per_second or 0.0 for one in statistics)
     dropped = sum(worker.feed.dropped for worker in workers)
     return f"frame {frames}, {rate:.1f} frames/s, {dropped} dropped"
 
@@ -64,8 +64,8 @@ def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableTyp
     from rich.table import Table
     from rich.text import Text
 
-    standings = [worker.counts.standing() for worker in workers]
-    cells = list(zip(*map(_live_row, workers, standings), strict=True))
+    statistics = [worker.statistics.current() for worker in workers]
+    cells = list(zip(*map(_live_row, workers, statistics), strict=True))
     columns = {name: list(column) for name, column in zip(COLUMNS, cells, strict=True)}
     for name in (*LEAST_IMPORTANT, None):
         widths = [max(map(cell_len, (title, *column))) for title, column in columns.items()]
@@ -79,22 +79,22 @@ def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableTyp
         shown.add_column(title, justify="left" if title in ("source", "state") else "right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
         shown.add_row(*map(Text, row))
-    pairs = zip(workers, standings, strict=True)
+    pairs = zip(workers, statistics, strict=True)
     return Group(shown, *(Text(f"{one.label}: {found.verdict}") for one, found in pairs if found.verdict is not None))
 
 
-def _live_row(worker: "SourceWorker", standing: "Standing") -> tuple[str, ...]:
+def _live_row(worker: "SourceWorker", statistics: "Statistics") -> tuple[str, ...]:
     return (
         worker.label,
-        state(worker, standing),
-        str(standing.frames),
-        _number(standing.frames_per_second, ".1f"),
-        _ms(standing.latency_ms, "p50"),
-        _ms(standing.latency_ms, "p99"),
+        state(worker, statistics),
+        str(statistics.frames),
+        _number(statistics.frames_per_second, ".1f"),
+        _ms(statistics.latency_ms, "p50"),
+        _ms(statistics.latency_ms, "p99"),
         str(worker.feed.dropped),
-        _number(standing.age, "d"),
-        "–" if (recent := standing.recent) is None else f"{recent.mse:.1f}/{recent.copy_mse:.1f}",
-        _number(standing.novelty, ".2f"),
+        _number(statistics.age, "d"),
+        "–" if (recent := statistics.recent) is None else f"{recent.mse:.1f}/{recent.copy_mse:.1f}",
+        _number(statistics.novelty, ".2f"),
     )
 
 
@@ -109,13 +109,13 @@ def _ending(text: str, cells: int) -> str:
     return f"…{text}"
 
 
-def state(worker: "SourceWorker", standing: "Standing") -> str:
+def state(worker: "SourceWorker", statistics: "Statistics") -> str:
     """Describe the state of a worker: waiting, running, silent, ended or lost."""
     if worker.has_ended:
         return "ended" if worker.error is None else "lost"
-    if standing.silent_s is None:
+    if statistics.silent_s is None:
         return "waiting"
-    return f"silent {standing.silent_s:.0f} s" if standing.silent_s > SILENT_S else "running"
+    return f"silent {statistics.silent_s:.0f} s" if statistics.silent_s > SILENT_S else "running"
 
 
 def show_summary(summary: "Summary", *, err: bool) -> None:

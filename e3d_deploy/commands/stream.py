@@ -171,7 +171,7 @@ def stream(
         workers = open_workers(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
         follow(workers, sinks, stop)
         failures = failures_of(workers, sinks)
-        if not any(worker.counts.has_begun for worker in workers):
+        if not any(worker.statistics.has_begun for worker in workers):
             raise_first(failures)  # otherwise an empty output folder would be left
     summary = summarise(workers, [(one.video, one.push) for one in sinks], predictor.backend.name)
     tell(summary, outputs, json=json_)

@@ -23,7 +23,7 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
 from e3d_deploy.frames import Frames
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.observation import beside
+from e3d_deploy.live.observation import side_by_side
 from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.results import BenchmarkResult
@@ -180,15 +180,15 @@ def _stream(predictor: Predictor, video: Clips, path: Path) -> tuple[tuple[Frame
     stream, config = predictor.stream(), predictor.config
     follower = Follower(stream, config, horizon=LOOK_AHEAD, renewal=predictor.renewal(stream.renewal))
     started = time.perf_counter()
-    judged = [follower.see(picture) for picture in video.frames[0]]
-    rate = len(judged) / (time.perf_counter() - started)
-    side_by_side = np.stack([beside(one) for one in judged])
-    write_clips(path, side_by_side[None], frames_per_second=video.frames_per_second, zoom=4)
-    seen, forecast = np.split(side_by_side, 2, axis=-1)
-    mse = np.mean([one.errors[-1] for one in judged[LOOK_AHEAD:]])
-    copy_mse = np.mean([one.copy_errors[-1] for one in judged[LOOK_AHEAD:]])
+    followed = [follower.follow(picture) for picture in video.frames[0]]
+    rate = len(followed) / (time.perf_counter() - started)
+    compared = np.stack([side_by_side(one) for one in followed])
+    write_clips(path, compared[None], frames_per_second=video.frames_per_second, zoom=4)
+    seen, forecast = np.split(compared, 2, axis=-1)
+    mse = np.mean([one.errors[-1] for one in followed[LOOK_AHEAD:]])
+    copy_mse = np.mean([one.copy_errors[-1] for one in followed[LOOK_AHEAD:]])
     return (seen, forecast), (
-        f"{len(judged)} frames at {rate:.0f} frames/s, horizon {LOOK_AHEAD}, renewal {stream.renewal}; "
+        f"{len(followed)} frames at {rate:.0f} frames/s, horizon {LOOK_AHEAD}, renewal {stream.renewal}; "
         f"MSE {mse:.0f} per frame, copy last {copy_mse:.0f}"
     )
 

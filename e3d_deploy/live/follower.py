@@ -33,7 +33,7 @@ class Forecasting(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
+class FollowedPicture:
     """Picture that was followed, with the forecast of the next pictures and the errors of earlier forecasts.
 
     Entry i of `expected`, `errors`, `copy_errors` and `novelty` belongs to horizon i + 1: to the forecast made i + 1
@@ -105,12 +105,12 @@ class Follower:
         self._seen = 0
         self._was_reset = False
 
-    def see(self, picture: NDArray[np.uint8], *, begins: bool = False) -> Judged:
+    def follow(self, picture: NDArray[np.uint8], *, begins_video: bool = False) -> FollowedPicture:
         """Push a picture, forecast the next pictures, and measure the errors of earlier forecasts of this picture.
 
         Args:
             picture: uint8 [H, W, C].
-            begins: True if the picture does not continue the previous one; the state is then reset first.
+            begins_video: True if the picture does not continue the previous one; the state is then reset first.
 
         Raises:
             ShapeError: the picture has another shape or type than the network takes.
@@ -119,7 +119,7 @@ class Follower:
         """
         started = time.perf_counter()
         frame = frames.to_frames(picture, image_size=self.config.image_size, channels=self.config.channels)
-        if begins and self._seen > 0:
+        if begins_video and self._seen > 0:
             self.reset()
         if self._cuts is not None and self._cuts.is_cut(frame):
             self._forget()
@@ -134,7 +134,7 @@ class Follower:
         made = self._forecasts_of_this_picture()
         expected = tuple(one.frames[number] for number, one in enumerate(made))
         errors = [float(metrics.mse(one, frame)) for one in expected]
-        judged = Judged(
+        followed = FollowedPicture(
             index=self._seen,
             age=self.stream.age,
             cut=self._was_reset,
@@ -146,9 +146,9 @@ class Follower:
             novelty=self._novelty.score(np.array(errors) / self._pixels, np.array([one.age for one in made], np.int64)),
             latency_ms=latency_ms,
         )
-        self._pending.append(_PendingForecast(frames=forecast, after=frame, age=judged.age))
+        self._pending.append(_PendingForecast(frames=forecast, after=frame, age=followed.age))
         self._seen, self._was_reset = self._seen + 1, False
-        return judged
+        return followed
 
     def _forecasts_of_this_picture(self) -> list[_PendingForecast]:
         """Return the forecasts made 1, 2, … pictures earlier, until one whose horizon does not reach this picture."""

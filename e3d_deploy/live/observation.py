@@ -7,17 +7,17 @@ import numpy as np
 
 from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.json_values import json_object
-from e3d_deploy.live.follower import Frame, Judged
+from e3d_deploy.live.follower import FollowedPicture, Frame
 
 
-def beside(judged: Judged) -> Frame:
+def side_by_side(followed: FollowedPicture) -> Frame:
     """Return a picture side by side with its forecast at the full horizon, [C, H, 2W].
 
     The right half is black until that forecast exists.
     """
-    now = np.moveaxis(judged.picture, -1, 0).astype(np.float32) / np.float32(255)
-    known = len(judged.expected) == len(judged.forecast)
-    return np.concatenate([now, judged.expected[-1] if known else np.zeros_like(now)], axis=-1)
+    now = np.moveaxis(followed.picture, -1, 0).astype(np.float32) / np.float32(255)
+    known = len(followed.expected) == len(followed.forecast)
+    return np.concatenate([now, followed.expected[-1] if known else np.zeros_like(now)], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class Observation:
     """Label of the source."""
     arrival: Arrival
     """Picture with its index and times, as the source delivered it."""
-    judged: Judged
+    followed: FollowedPicture
     """Forecast after the picture, and errors of earlier forecasts of the picture."""
     latency_ms: float
     """Time from the decoded picture to the complete forecast, including the wait in the queue (ms)."""
@@ -37,19 +37,19 @@ class Observation:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields except pictures as JSON values; `docs/live.md` describes the keys."""
-        judged = self.judged
-        unknown = [None] * (len(judged.forecast) - len(judged.errors))
+        followed = self.followed
+        unknown = [None] * (len(followed.forecast) - len(followed.errors))
         return json_object(
             {
                 "source": self.source,
                 "index": self.arrival.index,
                 "time_s": self.arrival.time_s,
                 "latency_ms": self.latency_ms,
-                "age": judged.age,
-                "cut": judged.cut,
-                "errors": [*judged.errors, *unknown],
-                "copy_errors": [*judged.copy_errors, *unknown],
-                "novelty": [*judged.novelty, *unknown],
+                "age": followed.age,
+                "cut": followed.cut,
+                "errors": [*followed.errors, *unknown],
+                "copy_errors": [*followed.copy_errors, *unknown],
+                "novelty": [*followed.novelty, *unknown],
                 "dropped": self.dropped,
             }
         )

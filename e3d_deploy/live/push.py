@@ -16,7 +16,7 @@ from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.write import exact_rate, video_frame
 from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, SourceLost
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.observation import Observation, beside
+from e3d_deploy.live.observation import Observation, side_by_side
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.progress import Notify, silent
 
@@ -90,7 +90,7 @@ class Push:
         self._received += 1
         if self.lost is not None:
             return
-        picture = to_pictures(beside(observation.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
+        picture = to_pictures(side_by_side(observation.followed)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
         self._waiting.put((time.monotonic(), picture))
 
     @property
@@ -145,9 +145,9 @@ class Push:
             container.start_encoding()
             self._connected.set()
             started, last = None, -1
-            for came_s, picture in self._waiting:
-                started = came_s if started is None else started
-                last = max(last + 1, round((came_s - started) * CLOCK))
+            for arrived_s, picture in self._waiting:
+                started = arrived_s if started is None else started
+                last = max(last + 1, round((arrived_s - started) * CLOCK))
                 frame = video_frame(picture)
                 frame.pts, frame.time_base = last, stream.time_base
                 container.mux(stream.encode(frame))

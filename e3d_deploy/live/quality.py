@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.follower import FollowedPicture
 
 WINDOW = 300
 """Number of recent pictures that the means cover."""
@@ -40,9 +40,9 @@ class Quality:
     def __init__(self, horizon: int) -> None:
         self._errors: list[deque[tuple[float, float]]] = [deque(maxlen=WINDOW) for _ in range(horizon)]
 
-    def add(self, judged: Judged) -> None:
+    def add(self, followed: FollowedPicture) -> None:
         """Add the errors of a picture."""
-        for errors, pair in zip(self._errors, zip(judged.errors, judged.copy_errors, strict=True), strict=False):
+        for errors, pair in zip(self._errors, zip(followed.errors, followed.copy_errors, strict=True), strict=False):
             errors.append(pair)
 
     def at(self, horizon: int) -> Comparison | None:

@@ -16,7 +16,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import writing
 from e3d_deploy.files import naming
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.observation import Observation, beside
+from e3d_deploy.live.observation import Observation, side_by_side
 
 Put = Callable[[Observation], None]
 """Function that accepts the next picture of a source."""
@@ -43,12 +43,12 @@ def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output
         writing(path, (height, 2 * width), form.channels, frames_per_second=frames_per_second, zoom=zoom) as put,
     ):
 
-        def put_beside(observation: Observation) -> None:
+        def put_side_by_side(observation: Observation) -> None:
             # The worker catches an error of one picture, so it never reaches the outer `naming`.
             with naming(output):
-                put(beside(observation.judged))
+                put(side_by_side(observation.followed))
 
-        yield put_beside
+        yield put_side_by_side
 
 
 class Output:
@@ -140,4 +140,4 @@ def put_line(output: Output, observation: Observation) -> None:
 
 def put_raw(output: Output, observation: Observation) -> None:
     """Write the last frame of the forecast after a picture, as raw uint8 [H, W, C]."""
-    output.write(to_pictures(observation.judged.forecast[-1]).tobytes())
+    output.write(to_pictures(observation.followed.forecast[-1]).tobytes())

@@ -25,7 +25,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class Statistics:
     """Snapshot of the statistics of a source."""
 
     frames: int
@@ -56,7 +56,7 @@ class Standing:
     """Sentence that says that the model does not beat copying the last picture; None if it does, or too early."""
 
 
-class Counts:
+class SourceStatistics:
     """Statistics of one source. One thread adds pictures; any thread may read.
 
     Args:
@@ -96,36 +96,36 @@ class Counts:
 
     def add(self, observation: Observation) -> None:
         """Add the counts, times and errors of a picture."""
-        judged = observation.judged
+        followed = observation.followed
         with self._lock:
             self._frames += 1
-            self._cuts += judged.cut
-            self._quality.add(judged)
+            self._cuts += followed.cut
+            self._quality.add(followed)
             self._latency_ms.append(observation.latency_ms)
-            self._model_ms.append(judged.latency_ms)
+            self._model_ms.append(followed.latency_ms)
             self._times.append(time.perf_counter())
             self._last = observation
-            if len(judged.errors) == self.horizon:
+            if len(followed.errors) == self.horizon:
                 self._judged += 1
-                self._error += judged.errors[-1]
-                self._copy_error += judged.copy_errors[-1]
+                self._error += followed.errors[-1]
+                self._copy_error += followed.copy_errors[-1]
 
-    def standing(self) -> Standing:
+    def current(self) -> Statistics:
         """Return the current statistics."""
         with self._lock:
             last, times = self._last, self._times
             now = self.ended_s
-            known = last is not None and len(last.judged.novelty) == self.horizon
-            return Standing(
+            known = last is not None and len(last.followed.novelty) == self.horizon
+            return Statistics(
                 frames=self._frames,
                 frames_per_second=(len(times) - 1) / max(now - times[0], 1e-9) if len(times) > 1 else None,
                 mean_frames_per_second=self._frames / max(times[-1] - self.began_s, 1e-9) if times else None,
                 silent_s=now - times[-1] if times else None,
                 latency_ms=_percentiles(self._latency_ms),
                 model_ms=_percentiles(self._model_ms),
-                age=None if last is None else last.judged.age,
+                age=None if last is None else last.followed.age,
                 cuts=self._cuts,
-                novelty=last.judged.novelty[-1] if last is not None and known else None,
+                novelty=last.followed.novelty[-1] if last is not None and known else None,
                 mse=self._error / self._judged if self._judged else None,
                 copy_mse=self._copy_error / self._judged if self._judged else None,
                 recent=self._quality.at(self.horizon),

@@ -78,7 +78,9 @@ def summarise(
         backend: name of the backend.
     """
     sources = [_source(worker, video, push) for worker, (video, push) in zip(workers, outputs, strict=True)]
-    seconds = max(worker.counts.ended_s for worker in workers) - min(worker.counts.began_s for worker in workers)
+    seconds = max(worker.statistics.ended_s for worker in workers) - min(
+        worker.statistics.began_s for worker in workers
+    )
     frames = sum(one.frames for one in sources)
     return Summary(
         backend=backend,
@@ -92,22 +94,22 @@ def summarise(
 
 
 def _source(worker: SourceWorker, output: Path | None, push: Push | None) -> SourceSummary:
-    standing, feed, error = worker.counts.standing(), worker.feed, worker.error
+    statistics, feed, error = worker.statistics.current(), worker.feed, worker.error
     return SourceSummary(
         source=worker.label,
-        frames=standing.frames,
-        frames_per_second=standing.mean_frames_per_second,
+        frames=statistics.frames,
+        frames_per_second=statistics.mean_frames_per_second,
         source_frames_per_second=feed.frames_per_second,
-        latency_ms=standing.latency_ms,
-        model_ms=standing.model_ms,
+        latency_ms=statistics.latency_ms,
+        model_ms=statistics.model_ms,
         dropped=feed.dropped,
         reconnects=feed.reconnects,
-        cuts=standing.cuts,
-        age=standing.age,
-        mse=standing.mse,
-        copy_mse=standing.copy_mse,
-        verdict=standing.verdict,
-        output=output if worker.is_kept else None,
+        cuts=statistics.cuts,
+        age=statistics.age,
+        mse=statistics.mse,
+        copy_mse=statistics.copy_mse,
+        verdict=statistics.verdict,
+        output=output if worker.is_complete else None,
         pushed=None if push is None else push.sent,
         not_pushed=None if push is None else push.not_sent,
         error=None if error is None or isinstance(error, BrokenPipeError) else str(error),

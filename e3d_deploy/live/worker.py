@@ -16,7 +16,7 @@ from e3d_deploy.errors import E3DError
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.sinks import Put
-from e3d_deploy.live.statistics import Counts
+from e3d_deploy.live.statistics import SourceStatistics
 from e3d_deploy.runtime.streams.streams import SlotStream
 
 WAIT_S = 0.1
@@ -53,11 +53,11 @@ class SourceWorker:
         sinks: Sequence[AbstractContextManager[Put]],
     ) -> None:
         self.label, self.feed, self.slot, self.follower = label, feed, slot, follower
-        self.counts, self._range = Counts(follower.horizon), Range()
+        self.statistics, self._range = SourceStatistics(follower.horizon), Range()
         self.error: Exception | None = None
         """Error that ended the worker; BrokenPipeError if the reader of an output closed the pipe."""
         self.has_ended = False
-        self.is_kept = False
+        self.is_complete = False
         """True once the outputs are complete."""
         self._sinks = sinks
         self._stopping, self._abandoned = threading.Event(), threading.Event()
@@ -84,7 +84,7 @@ class SourceWorker:
         self.slot.close()
 
     def _run(self) -> None:
-        self.counts.begin()
+        self.statistics.begin()
         try:
             self._follow()
         except Abandoned:
@@ -92,7 +92,7 @@ class SourceWorker:
         except Exception as error:
             self.error = self.error or error
         finally:
-            self.counts.end()
+            self.statistics.end()
             self._range.say(self.label, Remarks())
             self.feed.close()
             self.slot.close()
@@ -109,7 +109,7 @@ class SourceWorker:
                 arrival = self._take()
             if self._abandoned.is_set():
                 raise Abandoned
-        self.is_kept = True
+        self.is_complete = True
 
     def _take(self) -> Arrival | None:
         """Return the next picture; None if the source ended or failed, or the worker was stopped."""
@@ -133,16 +133,16 @@ class SourceWorker:
         try:
             if not self._range.is_wide:
                 self._range.add(arrival.picture)
-            judged = self.follower.see(arrival.picture, begins=arrival.begins)
-            latency_ms = 1000 * (time.perf_counter() - arrival.came_s)
+            followed = self.follower.follow(arrival.picture, begins_video=arrival.begins_video)
+            latency_ms = 1000 * (time.perf_counter() - arrival.arrived_s)
             observation = Observation(
                 source=self.label,
                 arrival=arrival,
-                judged=judged,
+                followed=followed,
                 latency_ms=latency_ms,
                 dropped=self.feed.dropped,
             )
-            self.counts.add(observation)
+            self.statistics.add(observation)
             for put in puts:
                 put(observation)
         except Exception as error:

@@ -75,7 +75,7 @@ class SourceWorkers:
         """
         while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._workers):
             self._wait(TICK_S)
-            if any(worker.counts.has_begun for worker in self._workers):
+            if any(worker.statistics.has_begun for worker in self._workers):
                 yield
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -50,7 +50,7 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     app.include_router(health_routes(service))
     # `Guard` checks the token before a body is read; these dependencies only describe the check in OpenAPI.
     secured = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
-    refusals = error_responses.answers(401, 403) if settings.token is not None else error_responses.answers(403)
+    refusals = error_responses.openapi_responses(*((403,) if settings.token is None else (401, 403)))
     for routes in (model_routes, clip_routes, predict_routes):
         app.include_router(routes(service), dependencies=secured, responses=refusals)
 
@@ -59,5 +59,5 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
         await Connection(websocket, service).run()
 
     # `Guard` wraps the middleware that answers unexpected errors, so that those responses also get its headers.
-    app.middleware_stack = Guard(app.build_middleware_stack(), settings, service.meters)
+    app.middleware_stack = Guard(app.build_middleware_stack(), settings, service.metrics)
     return app

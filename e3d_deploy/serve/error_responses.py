@@ -87,7 +87,7 @@ def _named(message: str, names: Mapping[str, str] | None) -> str:
     return message
 
 
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def openapi_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of error responses."""
     return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
 
@@ -96,7 +96,7 @@ def install(app: FastAPI) -> None:
     """Make an application turn every exception into an error response."""
 
     def counted(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        app.state.service.meters.errors.labels(problem.code).inc()
+        app.state.service.metrics.errors.labels(problem.code).inc()
         return response_of(problem, headers)
 
     async def on_error(_: Request, error: Exception) -> JSONResponse:

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from e3d_deploy.serve.checks import ARRAYS, save
-from e3d_deploy.serve.error_responses import Problem, answers
+from e3d_deploy.serve.error_responses import Problem, openapi_responses
 from e3d_deploy.serve.predict import MEDIA_TYPES, PredictOptions, predict
 from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.uploads import MAX_PICTURES, check_fields, files_of, form_of
 
-REFUSALS = answers(400, 408, 413, 415, 422, 429, 500, 503)
+REFUSALS = openapi_responses(400, 408, 413, 415, 422, 429, 500, 503)
 """OpenAPI description of the error responses to a request with files."""
 FORECAST: dict[str, Any] = {
     "description": "The forecast: the array `frames` [1, horizon, H, W, C], or a video",
@@ -92,7 +92,7 @@ def predict_routes(service: Service) -> APIRouter:
                         return predict(service, uploads, Path(folder), options)
 
                 content = await service.compute(work)
-        service.meters.predictions.inc()
+        service.metrics.predictions.inc()
         name = f'attachment; filename="forecast.{options.format}"'
         return Response(content, media_type=MEDIA_TYPES[options.format], headers={"Content-Disposition": name})
 

@@ -53,7 +53,7 @@ def predict(service: Service, uploads: list[Upload], folder: Path, options: Pred
             for picture in context:
                 stream.push(picture)
             frames = stream.forecast(options.horizon)
-        service.meters.forecasts.inc()
+        service.metrics.forecasts.inc()
         with tempfile.TemporaryDirectory(prefix="e3d-predict-") as place:
             output = Path(place) / f"forecast.{options.format}"
             write_clips(output, frames[None], frames_per_second=rate)

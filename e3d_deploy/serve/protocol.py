@@ -51,17 +51,17 @@ class SetHorizon(BaseModel, strict=True):
     value: int = Field(ge=1)
 
 
-class Order(BaseModel, strict=True):
+class ViewerCommand(BaseModel, strict=True):
     """Command without arguments."""
 
     type: Literal["pause", "resume", "reset", "close"]
 
 
-Message = Annotated[Open | SetHorizon | Order, Field(discriminator="type")]
-_MESSAGES: TypeAdapter[Open | SetHorizon | Order] = TypeAdapter(Message)
+Message = Annotated[Open | SetHorizon | ViewerCommand, Field(discriminator="type")]
+_MESSAGES: TypeAdapter[Open | SetHorizon | ViewerCommand] = TypeAdapter(Message)
 
 
-def parse(text: str) -> Open | SetHorizon | Order:
+def parse(text: str) -> Open | SetHorizon | ViewerCommand:
     """Return the message in a text of a client; unknown fields are ignored.
 
     Raises:

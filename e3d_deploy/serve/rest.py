@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from e3d_deploy.serve.error_responses import Problem, answers
+from e3d_deploy.serve.error_responses import Problem, openapi_responses
 from e3d_deploy.serve.metrics import CONTENT_TYPE
 from e3d_deploy.serve.page_files import PAGE_TYPES, page_files
 from e3d_deploy.serve.service import Service
@@ -66,7 +66,9 @@ def health_routes(service: Service) -> APIRouter:
     async def healthz() -> HealthAnswer:
         return HealthAnswer(status="ok")
 
-    @router.get("/readyz", summary="Readiness: 503 only while the server is shutting down", responses=answers(503))
+    @router.get(
+        "/readyz", summary="Readiness: 503 only while the server is shutting down", responses=openapi_responses(503)
+    )
     async def readyz() -> HealthAnswer:
         if service.stopping:
             raise Problem(503, "stopping", "the server is shutting down", retry=True)
@@ -89,7 +91,7 @@ def model_routes(service: Service) -> APIRouter:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     def metrics() -> Response:
-        return Response(service.meters.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @router.get("/v1/model", summary="The model, its sources and limits")
     async def model() -> ModelAnswer:

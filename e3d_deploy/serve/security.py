@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from e3d_deploy.serve.error_responses import Problem, response_of
-from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.page_files import page_files
 from e3d_deploy.serve.settings import Settings, is_loopback
 
@@ -109,8 +109,8 @@ class Guard:
     message because browsers cannot send headers with a WebSocket, and the origin, so that the client gets the reason.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, meters: Meters) -> None:
-        self.app, self.settings, self.meters = app, settings, meters
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
         self._open_paths = HEALTH | page_files().keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,7 +122,7 @@ class Guard:
             if host_allowed(headers, self.settings):
                 await self.app(scope, receive, send)
             else:
-                self.meters.errors.labels("host").inc()
+                self.metrics.errors.labels("host").inc()
                 await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
             return
 
@@ -148,7 +148,7 @@ class Guard:
         if refusal is None:
             await self.app(scope, body.receive, send_guarded)
             return
-        self.meters.errors.labels(refusal.code).inc()
+        self.metrics.errors.labels(refusal.code).inc()
         await response_of(refusal)(scope, body.receive, send_guarded)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:

@@ -18,12 +18,12 @@ from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import protocol
 from e3d_deploy.serve.clips import Clips
 from e3d_deploy.serve.error_responses import Problem
-from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Open, Refused, text_message
 from e3d_deploy.serve.session import Session
 from e3d_deploy.serve.settings import Settings
-from e3d_deploy.serve.source import Chosen
+from e3d_deploy.serve.source import ChosenSource
 from e3d_deploy.serve.webcam import Webcam
 
 T = TypeVar("T")
@@ -51,14 +51,14 @@ class Service:
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.settings = predictor, settings
         self.form = Form.of(predictor.config, predictor.card)
-        self.meters = Meters(name=settings.name, backend=predictor.backend.name, precision=settings.precision)
+        self.metrics = Metrics(name=settings.name, backend=predictor.backend.name, precision=settings.precision)
         self.streams = predictor.streams(
             renewal=settings.renewal,
             max_streams=settings.max_sessions,
             memory_limit_bytes=settings.memory_limit_bytes,
         )
         self.clips = Clips(most_bytes=MAX_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
-        self.meters.clips.set_function(lambda: len(self.clips))
+        self.metrics.clips.set_function(lambda: len(self.clips))
         self.picture_bytes = math.prod(self.form.shape)
         """Size of a webcam picture (bytes)."""
         self.message_bytes = max(self.picture_bytes, 4 * protocol.MAX_TEXT)
@@ -77,7 +77,7 @@ class Service:
         self._lock = threading.Lock()
         self._requests = 0
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="e3d predict")
-        self.meters.sessions.set_function(lambda: len(self._sessions))
+        self.metrics.sessions.set_function(lambda: len(self._sessions))
 
     def open_session(self, message: Open, outbox: Outbox) -> tuple[Session, Webcam | None]:
         """Start a session, and return it; if its source is the webcam, also return the queue for its pictures.
@@ -94,9 +94,9 @@ class Service:
             self.predictor,
             self.streams,
             self.settings,
-            self.meters,
+            self.metrics,
             outbox,
-            chosen=self._chosen(message.source) if webcam is None else Chosen(open=lambda: webcam, kind="webcam"),
+            chosen=self._chosen(message.source) if webcam is None else ChosenSource(open=lambda: webcam, kind="webcam"),
             horizon=min(message.horizon, self.settings.horizon),
             on_end=self._forget,
         )
@@ -113,7 +113,7 @@ class Service:
             raise Refused(protocol.TOO_MANY, "full", "the system cannot start a thread for another session") from error
         return session, webcam
 
-    def _chosen(self, source: str) -> Chosen:
+    def _chosen(self, source: str) -> ChosenSource:
         """Return an offered source or an uploaded clip by its name in `open`.
 
         Raises:
@@ -127,7 +127,7 @@ class Service:
         else:
             raise Refused(protocol.FORBIDDEN, "source", "no such source; GET /v1/model lists the sources")
         options = FeedOptions(queue_length=1, realtime=True)
-        return Chosen(
+        return ChosenSource(
             open=lambda: Feed(
                 address, self.form, options, remarks=Remarks(silent=True), notify=lambda text: log.warning("%s", text)
             ),

@@ -12,16 +12,16 @@ from e3d_deploy.data.live.feed import Arrival, Ended
 from e3d_deploy.data.rate import other_interval
 from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, ShapeError, SourceLost
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.follower import Follower, Judged
+from e3d_deploy.live.follower import FollowedPicture, Follower
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from e3d_deploy.serve import protocol
 from e3d_deploy.serve.error_responses import problem_of
-from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.outbox import Outbox
-from e3d_deploy.serve.protocol import Order, Refused, SetHorizon, picture_message, text_message
-from e3d_deploy.serve.session_statistics import Figures
+from e3d_deploy.serve.protocol import Refused, SetHorizon, ViewerCommand, picture_message, text_message
+from e3d_deploy.serve.session_statistics import SessionStatistics
 from e3d_deploy.serve.settings import Settings
-from e3d_deploy.serve.source import Chosen, Source
+from e3d_deploy.serve.source import ChosenSource, Source
 
 POLL_S = 0.05
 """Interval at which a session that waits for a picture checks for commands of its viewer (s)."""
@@ -34,7 +34,7 @@ class Session:
         predictor: model.
         streams: scheduler in which the session opens its stream.
         settings: settings of the server.
-        meters: metrics of the server.
+        metrics: metrics of the server.
         outbox: queue of the messages to the viewer.
         chosen: source that the viewer chose.
         horizon: initial horizon (frames); the viewer may change it.
@@ -46,23 +46,23 @@ class Session:
         predictor: Predictor,
         streams: Streams,
         settings: Settings,
-        meters: Meters,
+        metrics: Metrics,
         outbox: Outbox,
         *,
-        chosen: Chosen,
+        chosen: ChosenSource,
         horizon: int,
         on_end: Callable[["Session"], None],
     ) -> None:
         self.id = secrets.token_hex(8)
         self.outbox, self.chosen = outbox, chosen
-        self._predictor, self._streams, self._settings, self._meters = predictor, streams, settings, meters
+        self._predictor, self._streams, self._settings, self._metrics = predictor, streams, settings, metrics
         self._horizon, self._on_end = horizon, on_end
-        self._orders: queue.SimpleQueue[SetHorizon | Order] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[SetHorizon | ViewerCommand] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._active_s = time.monotonic()
         self._paused = self._skipped = False
         self._stream: SlotStream | None = None
-        self._figures = Figures(meters, settings.horizon)
+        self._statistics = SessionStatistics(metrics, settings.horizon)
         self._thread = threading.Thread(target=self._run, name=f"e3d session {self.id}", daemon=True)
 
     def start(self) -> None:
@@ -73,10 +73,10 @@ class Session:
         """
         self._thread.start()
 
-    def order(self, message: SetHorizon | Order) -> None:
+    def add_command(self, message: SetHorizon | ViewerCommand) -> None:
         """Queue a command of the viewer."""
         self._active_s = time.monotonic()
-        self._orders.put(message)
+        self._commands.put(message)
 
     def stop(self, code: int = protocol.END, *messages: str) -> None:
         """Notify the viewer, and end the session. Closing the stream ends a running forecast after the current step.
@@ -119,15 +119,15 @@ class Session:
             config, most = self._predictor.config, self._settings.horizon
             follower = Follower(self._stream, config, horizon=most, renewal=renewal)
             follower.horizon = self._horizon
-            self._meters.opened.labels(self.chosen.kind).inc()
+            self._metrics.opened.labels(self.chosen.kind).inc()
             self._send_ready(source)
             try:
                 self._play(source, follower)
             finally:
-                self._figures.count_drops(source.dropped, self.outbox.dropped)
+                self._statistics.count_drops(source.dropped, self.outbox.dropped)
 
     def _refuse(self, refusal: Refused) -> None:
-        self._meters.errors.labels(refusal.code).inc()
+        self._metrics.errors.labels(refusal.code).inc()
         self.stop(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
     def _send_ready(self, source: Source) -> None:
@@ -150,41 +150,41 @@ class Session:
     def _play(self, source: Source, follower: Follower) -> None:
         while not self._stopping.is_set():
             waits = self._paused and not source.is_live
-            for order in self._queued_orders(POLL_S if waits else 0):
-                self._carry_out(order, follower, source)
+            for command in self._queued_commands(POLL_S if waits else 0):
+                self._carry_out(command, follower, source)
             self._check_idle()
-            if self._figures.is_due:
-                self._figures.count_drops(source.dropped, self.outbox.dropped)
-                self.outbox.put(self._figures.message(self._horizon))
+            if self._statistics.is_due:
+                self._statistics.count_drops(source.dropped, self.outbox.dropped)
+                self.outbox.put(self._statistics.message(self._horizon))
             if self._paused and not source.is_live:
                 continue
             arrival = source.take(POLL_S)
             if arrival is None or self._paused:
                 continue
             # A recording waits for the model, so its latency starts when the picture is taken from the queue.
-            came_s = arrival.came_s if source.is_live else time.perf_counter()
-            judged = follower.see(arrival.picture, begins=arrival.begins or self._skipped)
+            arrived_s = arrival.arrived_s if source.is_live else time.perf_counter()
+            followed = follower.follow(arrival.picture, begins_video=arrival.begins_video or self._skipped)
             self._active_s, self._skipped = time.monotonic(), False
-            self._show(judged, arrival, source, time.perf_counter() - came_s)
+            self._show(followed, arrival, source, time.perf_counter() - arrived_s)
 
-    def _queued_orders(self, wait_s: float) -> Iterator[SetHorizon | Order]:
+    def _queued_commands(self, wait_s: float) -> Iterator[SetHorizon | ViewerCommand]:
         """Yield the queued commands; wait up to `wait_s` for the first command."""
         with suppress(queue.Empty):
-            yield self._orders.get(timeout=wait_s)
+            yield self._commands.get(timeout=wait_s)
             while True:
-                yield self._orders.get_nowait()
+                yield self._commands.get_nowait()
 
-    def _carry_out(self, order: SetHorizon | Order, follower: Follower, source: Source) -> None:
+    def _carry_out(self, command: SetHorizon | ViewerCommand, follower: Follower, source: Source) -> None:
         """Carry out a command of the viewer."""
-        if isinstance(order, SetHorizon):
-            self._horizon = follower.horizon = min(order.value, self._settings.horizon)
-        elif order.type == "reset":
+        if isinstance(command, SetHorizon):
+            self._horizon = follower.horizon = min(command.value, self._settings.horizon)
+        elif command.type == "reset":
             follower.reset()
             self.outbox.put(text_message("was_reset"))
-        elif order.type == "close":
+        elif command.type == "close":
             self.stop(protocol.END, text_message("end", reason="the viewer closed the session"))
         else:
-            self._paused = order.type == "pause"
+            self._paused = command.type == "pause"
             # A live source continues during a pause, so the next picture does not continue the last one.
             self._skipped |= self._paused and source.is_live
             self.outbox.put(text_message("paused" if self._paused else "resumed"))
@@ -193,31 +193,31 @@ class Session:
         if time.monotonic() - self._active_s > self._settings.idle_timeout_s:
             raise Refused(protocol.IDLE, "idle", f"no picture and no message for {self._settings.idle_timeout_s:g} s")
 
-    def _show(self, judged: Judged, arrival: Arrival, source: Source, latency_s: float) -> None:
+    def _show(self, followed: FollowedPicture, arrival: Arrival, source: Source, latency_s: float) -> None:
         """Send a picture with its forecast and, if there is one, the earlier forecast of this picture."""
         ahead = self._horizon - 1
-        known = len(judged.errors) > ahead
-        pictures = [judged.picture, to_pictures(judged.forecast[ahead])]
+        known = len(followed.errors) > ahead
+        pictures = [followed.picture, to_pictures(followed.forecast[ahead])]
         if known:
-            pictures.append(to_pictures(judged.expected[ahead]))
+            pictures.append(to_pictures(followed.expected[ahead]))
         header = {
             "index": arrival.index,
             "time_s": arrival.time_s,
-            "age": judged.age,
-            "cut": judged.cut,
+            "age": followed.age,
+            "cut": followed.cut,
             "horizon": self._horizon,
             "pictures": ["now", "forecast", "expected"][: len(pictures)],
-            "error": judged.errors[ahead] if known else None,
-            "copy_error": judged.copy_errors[ahead] if known else None,
-            "novelty": judged.novelty[ahead] if known else None,
+            "error": followed.errors[ahead] if known else None,
+            "copy_error": followed.copy_errors[ahead] if known else None,
+            "novelty": followed.novelty[ahead] if known else None,
             "latency_ms": 1000 * latency_s,
             "dropped": source.dropped + self.outbox.dropped,
         }
         self.outbox.put(picture_message(header, pictures))
-        self._figures.add(judged, latency_s)
+        self._statistics.add(followed, latency_s)
 
 
-def refusal_of(error: Exception, chosen: Chosen) -> Refused:
+def refusal_of(error: Exception, chosen: ChosenSource) -> Refused:
     """Return the refusal that describes an exception of a session to its viewer."""
     problem = problem_of(error, chosen.names)
     if isinstance(error, ResourceLimit):

@@ -5,9 +5,9 @@ from collections import deque
 
 import numpy as np
 
-from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.follower import FollowedPicture
 from e3d_deploy.live.quality import Quality
-from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.protocol import text_message
 
 STATS_S = 1.0
@@ -16,32 +16,32 @@ RECENT = 300
 """Number of recent pictures that the latencies in `stats` cover."""
 
 
-class Figures:
+class SessionStatistics:
     """Statistics of one session, sent to its viewer every `STATS_S` and added to the metrics of the server.
 
     Args:
-        meters: metrics of the server.
+        metrics: metrics of the server.
         horizon: maximum horizon of the session (frames).
     """
 
-    def __init__(self, meters: Meters, horizon: int) -> None:
-        self._meters, self._quality = meters, Quality(horizon)
+    def __init__(self, metrics: Metrics, horizon: int) -> None:
+        self._metrics, self._quality = metrics, Quality(horizon)
         self._latencies_ms: deque[float] = deque(maxlen=RECENT)
         self._sent_s, self._frames = time.monotonic(), 0
         self._dropped_source = self._dropped_viewer = 0
 
-    def add(self, judged: Judged, latency_s: float) -> None:
+    def add(self, followed: FollowedPicture, latency_s: float) -> None:
         """Add the errors and the latency of a picture.
 
         Args:
             latency_s: time from the arrival of the picture to its forecast (s).
         """
-        self._quality.add(judged)
+        self._quality.add(followed)
         self._latencies_ms.append(1000 * latency_s)
         self._frames += 1
-        self._meters.frames.inc()
-        self._meters.forecasts.inc()
-        self._meters.latency.observe(latency_s)
+        self._metrics.frames.inc()
+        self._metrics.forecasts.inc()
+        self._metrics.latency.observe(latency_s)
 
     def count_drops(self, source: int, viewer: int) -> None:
         """Add the pictures dropped since the last call to the metrics.
@@ -50,8 +50,8 @@ class Figures:
             source: total number of pictures dropped at the source.
             viewer: total number of pictures dropped because the viewer reads too slowly.
         """
-        self._meters.drops.labels("source").inc(source - self._dropped_source)
-        self._meters.drops.labels("viewer").inc(viewer - self._dropped_viewer)
+        self._metrics.drops.labels("source").inc(source - self._dropped_source)
+        self._metrics.drops.labels("viewer").inc(viewer - self._dropped_viewer)
         self._dropped_source, self._dropped_viewer = source, viewer
 
     @property

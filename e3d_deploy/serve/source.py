@@ -25,7 +25,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenSource:
     """Allowed source that a viewer chose."""
 
     open: Callable[[], Source]

@@ -37,13 +37,13 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large
-    came, receive = 0, request.receive
+    received_bytes, receive = 0, request.receive
 
     async def receive_counted() -> Message:
-        nonlocal came
+        nonlocal received_bytes
         message = await receive()
-        came += len(message.get("body", b""))
-        if came > limit:
+        received_bytes += len(message.get("body", b""))
+        if received_bytes > limit:
             raise too_large
         return message
 

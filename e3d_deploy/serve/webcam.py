@@ -18,7 +18,7 @@ class Webcam:
 
     def __init__(self) -> None:
         self._waiting: BoundedQueue[Arrival] = BoundedQueue(1, drop_oldest=True)
-        self._came, self._begins = 0, True
+        self._received, self._begins_video = 0, True
 
     @property
     def dropped(self) -> int:
@@ -27,9 +27,11 @@ class Webcam:
 
     def put(self, picture: NDArray[np.uint8]) -> None:
         """Add a picture [H, W, C]."""
-        came_s = time.perf_counter()
-        self._waiting.put(Arrival(picture=picture, index=self._came, time_s=None, came_s=came_s, begins=False))
-        self._came += 1
+        arrived_s = time.perf_counter()
+        self._waiting.put(
+            Arrival(picture=picture, index=self._received, time_s=None, arrived_s=arrived_s, begins_video=False)
+        )
+        self._received += 1
 
     def take(self, timeout_s: float | None = None) -> Arrival | None:
         """Return the next picture; return None if no picture arrives before the timeout.
@@ -41,8 +43,8 @@ class Webcam:
         if arrival is None:
             return None
         # The first picture that is taken begins the video, even if earlier pictures were dropped.
-        begins, self._begins = self._begins, False
-        return replace(arrival, begins=begins)
+        begins_video, self._begins_video = self._begins_video, False
+        return replace(arrival, begins_video=begins_video)
 
     def close(self) -> None:
         """Drop the queued picture, and ignore further pictures."""

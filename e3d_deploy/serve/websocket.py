@@ -90,7 +90,7 @@ class Connection:
                 await asyncio.shield(asyncio.to_thread(session.join, JOIN_S))
 
     def _refuse(self, refusal: Refused) -> None:
-        self.service.meters.errors.labels(refusal.code).inc()
+        self.service.metrics.errors.labels(refusal.code).inc()
         self.outbox.close(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
     async def _first(self) -> Open:
@@ -137,7 +137,7 @@ class Connection:
             message = parse(text)
             if isinstance(message, Open):
                 raise Refused(protocol.BAD_MESSAGE, "bad_message", "the session is already open")
-            session.order(message)
+            session.add_command(message)
         elif webcam is None:
             raise Refused(protocol.BAD_MESSAGE, "bad_message", "pictures are accepted only with the source `webcam`")
         else:

@@ -10,7 +10,7 @@ from tests.browser.page import FOREIGN_HOST, Page
 
 def sessions(server: Running) -> int:
     """Return the number of open sessions, read from the metrics of the server."""
-    text = server.service.meters.text()
+    text = server.service.metrics.text()
     line = next(line for line in text.decode().splitlines() if line.startswith("e3d_sessions "))
     return int(float(line.split()[1]))
 

@@ -402,7 +402,7 @@ def test_an_interrupt_that_is_not_ours_is_not_swallowed() -> None:
 def test_an_interrupted_stream_keeps_its_results(
     output: str | None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see, seen, stopped = Follower.see, [], threading.Event()
+    follow, seen, stopped = Follower.follow, [], threading.Event()
     stop = SourceWorker.stop
 
     def interrupted(self: Follower, picture: Any, **options: Any) -> Any:
@@ -410,13 +410,13 @@ def test_an_interrupted_stream_keeps_its_results(
         if len(seen) == 6:
             signal.raise_signal(signal.SIGINT)
             assert stopped.wait(60)
-        return see(self, picture, **options)
+        return follow(self, picture, **options)
 
     def stopping(self: SourceWorker) -> None:
         stop(self)
         stopped.set()
 
-    monkeypatch.setattr(Follower, "see", interrupted)
+    monkeypatch.setattr(Follower, "follow", interrupted)
     monkeypatch.setattr(SourceWorker, "stop", stopping)
     clip = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
     written = [] if output is None else ["-o", tmp_path / output]

@@ -117,7 +117,7 @@ def test_pictures_beyond_the_queue_are_dropped_with_drop_oldest(
     bundle: Path, films: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network waits with the first picture until the whole film was read."""
-    see, sources = Follower.see, list[Feed]()
+    follow, sources = Follower.follow, list[Feed]()
     opened = Feed.__init__
 
     def noted(self: Feed, *arguments: Any, **options: Any) -> None:
@@ -126,10 +126,10 @@ def test_pictures_beyond_the_queue_are_dropped_with_drop_oldest(
 
     def late(self: Follower, picture: Any, **options: Any) -> Any:
         sources[0]._thread.join(60)
-        return see(self, picture, **options)
+        return follow(self, picture, **options)
 
     monkeypatch.setattr(Feed, "__init__", noted)
-    monkeypatch.setattr(Follower, "see", late)
+    monkeypatch.setattr(Follower, "follow", late)
     options = ["--policy", "drop-oldest", "--queue", 3, "--jsonl", "-"]
     seen = lines(e3d("stream", bundle, films[0], *QUICK, *options).stdout)
     indices = [one["index"] for one in seen]
@@ -284,7 +284,7 @@ def test_the_summary_says_if_copying_is_better(bundle: Path, tmp_path: Path) -> 
 def test_a_second_signal_leaves_no_video(
     bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see, seen = Follower.see, []
+    follow, seen = Follower.follow, []
     stopped, abandoned = threading.Event(), threading.Event()
     stop, abandon = SourceWorker.stop, SourceWorker.abandon
 
@@ -295,7 +295,7 @@ def test_a_second_signal_leaves_no_video(
             assert stopped.wait(60)
             signal.raise_signal(signal.SIGINT)
             assert abandoned.wait(60)
-        return see(self, picture, **options)
+        return follow(self, picture, **options)
 
     def stopping(self: SourceWorker) -> None:
         stop(self)
@@ -305,7 +305,7 @@ def test_a_second_signal_leaves_no_video(
         abandon(self)
         abandoned.set()
 
-    monkeypatch.setattr(Follower, "see", interrupted)
+    monkeypatch.setattr(Follower, "follow", interrupted)
     monkeypatch.setattr(SourceWorker, "stop", stopping)
     monkeypatch.setattr(SourceWorker, "abandon", abandoning)
     monkeypatch.setattr(workers, "ABANDON_S", 60.0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy import frames, metrics, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import StreamError
-from e3d_deploy.live.follower import Follower, Judged
+from e3d_deploy.live.follower import FollowedPicture, Follower
 from e3d_deploy.live.quality import ENOUGH, Quality
 from e3d_deploy.runtime.renewal import NONE
 
@@ -42,21 +42,21 @@ def gray(level: int) -> NDArray[np.uint8]:
     return np.full((4, 4, 1), level, np.uint8)
 
 
-def follow(levels: list[int], *, horizon: int = 3, **options: bool) -> list[Judged]:
+def follow(levels: list[int], *, horizon: int = 3, **options: bool) -> list[FollowedPicture]:
     follower = Follower(Repeating(), CONFIG, horizon=horizon, renewal=NONE, **options)
-    return [follower.see(gray(level)) for level in levels]
+    return [follower.follow(gray(level)) for level in levels]
 
 
 def test_forecasts_are_compared_when_their_picture_arrives() -> None:
-    judged = follow([10, 11, 12, 20])
-    assert [len(one.errors) for one in judged] == [0, 1, 2, 3]
+    followed = follow([10, 11, 12, 20])
+    assert [len(one.errors) for one in followed] == [0, 1, 2, 3]
     # Each picture except the last is one gray level above the previous picture, as forecast.
-    np.testing.assert_allclose(judged[2].errors, 0, atol=1e-9)
+    np.testing.assert_allclose(followed[2].errors, 0, atol=1e-9)
     levels = np.array([13 - 20, 13 - 20, 13 - 20]) / 255
-    np.testing.assert_allclose(judged[3].errors, 16 * levels**2, rtol=1e-4)
+    np.testing.assert_allclose(followed[3].errors, 16 * levels**2, rtol=1e-4)
     copies = np.array([12 - 20, 11 - 20, 10 - 20]) / 255
-    np.testing.assert_allclose(judged[3].copy_errors, 16 * copies**2, rtol=1e-4)
-    assert [float(one.mean()) for one in judged[3].expected] == pytest.approx([13 / 255] * 3)
+    np.testing.assert_allclose(followed[3].copy_errors, 16 * copies**2, rtol=1e-4)
+    assert [float(one.mean()) for one in followed[3].expected] == pytest.approx([13 / 255] * 3)
 
 
 def test_forecasts_are_clipped_to_the_range_of_pictures() -> None:
@@ -65,19 +65,19 @@ def test_forecasts_are_clipped_to_the_range_of_pictures() -> None:
 
 def test_a_picture_that_begins_a_video_resets_the_state() -> None:
     follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
-    assert not follower.see(gray(0), begins=True).cut, "the first picture has no earlier state to reset"
-    follower.see(gray(1))
-    judged = follower.see(gray(2), begins=True)
-    assert (judged.cut, judged.age, judged.errors) == (True, 1, ())
+    assert not follower.follow(gray(0), begins_video=True).cut, "the first picture has no earlier state to reset"
+    follower.follow(gray(1))
+    followed = follower.follow(gray(2), begins_video=True)
+    assert (followed.cut, followed.age, followed.errors) == (True, 1, ())
 
 
 def test_reset_discards_earlier_forecasts() -> None:
     follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
-    follower.see(gray(0))
+    follower.follow(gray(0))
     follower.reset()
-    judged = follower.see(gray(1))
-    assert (judged.index, judged.age, judged.errors, judged.cut) == (1, 1, (), True)
-    assert not follower.see(gray(2)).cut
+    followed = follower.follow(gray(1))
+    assert (followed.index, followed.age, followed.errors, followed.cut) == (1, 1, (), True)
+    assert not follower.follow(gray(2)).cut
 
 
 def test_horizon_can_change_between_pictures() -> None:
@@ -85,10 +85,10 @@ def test_horizon_can_change_between_pictures() -> None:
     known, forecast = [], []
     for level, horizon in enumerate([4, 4, 4, 4, 2, 2, 4, 4, 4, 4, 4]):
         follower.horizon = horizon
-        judged = follower.see(gray(level))
-        np.testing.assert_allclose(judged.errors, 0, atol=1e-9)
-        known.append(len(judged.errors))
-        forecast.append(len(judged.forecast))
+        followed = follower.follow(gray(level))
+        np.testing.assert_allclose(followed.errors, 0, atol=1e-9)
+        known.append(len(followed.errors))
+        forecast.append(len(followed.forecast))
     assert forecast == [4, 4, 4, 4, 2, 2, 4, 4, 4, 4, 4]
     # After pictures 4 and 5 only 2 frames were forecast, so pictures 7 to 9 are compared at fewer horizons.
     assert known == [0, 1, 2, 3, 2, 2, 4, 2, 2, 3, 4]
@@ -103,12 +103,12 @@ def test_a_cut_resets_only_with_reset_on_cut() -> None:
 def test_after_an_error_no_forecast_is_compared_at_the_wrong_horizon() -> None:
     stream = Repeating()
     follower = Follower(stream, CONFIG, horizon=2, renewal=NONE)
-    follower.see(gray(0))
+    follower.follow(gray(0))
     stream.breaks = True
     with pytest.raises(StreamError):
-        follower.see(gray(1))
+        follower.follow(gray(1))
     stream.breaks = False
-    assert follower.see(gray(2)).errors == ()
+    assert follower.follow(gray(2)).errors == ()
 
 
 def test_streams_of_the_runtime_can_be_followed(exported: Path) -> None:
@@ -118,15 +118,15 @@ def test_streams_of_the_runtime_can_be_followed(exported: Path) -> None:
         found = []
         for stream in (predictor.stream(renewal="none"), streams.open(renewal="none")):
             follower = Follower(stream, predictor.config, horizon=3, renewal=predictor.renewal("none"))
-            found.append([follower.see(picture) for picture in pictures])
+            found.append([follower.follow(picture) for picture in pictures])
         plain = predictor.stream(renewal="none")
         for picture in pictures[:-1]:
             plain.push(picture)
         truth = frames.to_frames(pictures[-1], image_size=(16, 24), channels=1)
         expected = float(metrics.mse(plain.forecast(1)[0].clip(0, 1), truth))
-    for judged in found:
-        assert judged[-1].errors[0] == pytest.approx(expected, rel=1e-4)
-        assert [one.age for one in judged] == [1, 2, 3, 4, 5, 6]
+    for followed in found:
+        assert followed[-1].errors[0] == pytest.approx(expected, rel=1e-4)
+        assert [one.age for one in followed] == [1, 2, 3, 4, 5, 6]
 
 
 def test_verdict_names_a_model_that_does_not_beat_copying() -> None:

@@ -70,10 +70,10 @@ def test_novelty_of_a_still_scene_does_not_vary_with_the_renewal(horizon: int, e
             predictor.stream(renewal="refresh:2"), predictor.config, horizon=horizon, renewal=renewal
         )  # fmt: skip
         for number in range(12 * MIN_ERRORS + renewal.warm_up):
-            judged = follower.see(scene)
-            if len(judged.novelty) == horizon and judged.novelty[-1] is not None:
-                errors.append(judged.errors[-1])
-                novelty.append(judged.novelty[-1])
+            followed = follower.follow(scene)
+            if len(followed.novelty) == horizon and followed.novelty[-1] is not None:
+                errors.append(followed.errors[-1])
+                novelty.append(followed.novelty[-1])
                 phases.append(number % renewal.cycle)
     assert len(novelty) > 4 * renewal.cycle
     assert _spread(errors, phases) > 0.005, "the errors do not vary with the renewal, so this test checks nothing"
@@ -86,7 +86,7 @@ def test_still_scene_scores_one_if_the_age_of_the_state_does_not_vary(renewal: s
     with runtime.load(exported / "tiny.e3d", "onnxruntime") as predictor:
         found = predictor.renewal(renewal)
         follower = Follower(predictor.stream(renewal=renewal), predictor.config, horizon=3, renewal=found)
-        last = [follower.see(scene) for _ in range(6 * MIN_ERRORS)][-1]
+        last = [follower.follow(scene) for _ in range(6 * MIN_ERRORS)][-1]
     assert last.novelty == pytest.approx((1.0, 1.0, 1.0), abs=DRIFT)
 
 

@@ -16,7 +16,7 @@ import pytest
 from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.errors import ConfigError, SourceLost
 from e3d_deploy.live import push as module
-from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.follower import FollowedPicture
 from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.push import Push, check_push, shown
 from tests.data.live.peers import wait_until
@@ -27,7 +27,7 @@ SIZE = (64, 64)
 def observation(number: int, size: tuple[int, int] = SIZE) -> Observation:
     """Return an observation of a picture of noise, which needs many bytes as a video."""
     picture = np.random.default_rng(number).integers(0, 256, (*size, 1), np.uint8)
-    judged = Judged(
+    followed = FollowedPicture(
         index=number,
         age=number + 1,
         cut=False,
@@ -39,8 +39,8 @@ def observation(number: int, size: tuple[int, int] = SIZE) -> Observation:
         novelty=(),
         latency_ms=1.0,
     )
-    arrival = Arrival(picture=picture, index=number, time_s=None, came_s=0.0, begins=number == 0)
-    return Observation(source="a", arrival=arrival, judged=judged, latency_ms=1.0, dropped=0)
+    arrival = Arrival(picture=picture, index=number, time_s=None, arrived_s=0.0, begins_video=number == 0)
+    return Observation(source="a", arrival=arrival, followed=followed, latency_ms=1.0, dropped=0)
 
 
 def free_port() -> int:

@@ -12,8 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import protocol
 from e3d_deploy.serve.app import create_app
-from e3d_deploy.serve.metrics import Meters
-from e3d_deploy.serve.protocol import Open, Order, SetHorizon
+from e3d_deploy.serve.metrics import Metrics
+from e3d_deploy.serve.protocol import Open, SetHorizon, ViewerCommand
 from tests.serve.conftest import Serve, Viewer, settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def texts(node: ast.expr) -> set[str]:
 def test_messages_of_clients_are_described() -> None:
     described = {kind: words(row[1]) for row in table("client → server") for kind in words(row[0])}
     models = {"open": Open, "horizon": SetHorizon} | dict.fromkeys(
-        get_args(Order.model_fields["type"].annotation), Order
+        get_args(ViewerCommand.model_fields["type"].annotation), ViewerCommand
     )
     assert described == {kind: set(model.model_fields) - HIDDEN for kind, model in models.items()}
 
@@ -110,7 +110,7 @@ def test_requests_are_described(predictor: Predictor) -> None:
 
 def test_metrics_are_described() -> None:
     found = {}
-    for metric in Meters(name="a", backend="b", precision="c").registry.collect():
+    for metric in Metrics(name="a", backend="b", precision="c").registry.collect():
         labels = ",".join(name for name in metric.samples[0].labels if name != "le") if metric.samples else "code"
         name = metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
         found[f"{name}{{{labels}}}" if labels else name] = "gauge" if metric.type == "info" else metric.type

@@ -13,7 +13,7 @@ from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, E3DErr
 from e3d_deploy.serve import security
 from e3d_deploy.serve.error_responses import problem_of
 from e3d_deploy.serve.outbox import Closing, Outbox
-from e3d_deploy.serve.protocol import Open, Order, Refused, SetHorizon, parse, picture_message, split_message
+from e3d_deploy.serve.protocol import Open, Refused, SetHorizon, ViewerCommand, parse, picture_message, split_message
 from e3d_deploy.serve.security import Rate, host_allowed, origin_allowed, token_matches
 from e3d_deploy.serve.webcam import Webcam
 from tests.serve.conftest import settings_of
@@ -24,7 +24,7 @@ def test_messages_are_read_and_unknown_fields_ignored() -> None:
         type="open", source="webcam", horizon=3, token=None
     )
     assert parse('{"type":"horizon","value":2}') == SetHorizon(type="horizon", value=2)
-    assert parse('{"type":"pause"}') == Order(type="pause")
+    assert parse('{"type":"pause"}') == ViewerCommand(type="pause")
 
 
 @settings(deadline=None, derandomize=True, database=None)
@@ -95,7 +95,7 @@ def test_a_webcam_keeps_its_newest_picture_and_counts_dropped_ones() -> None:
             webcam.put(np.full((1, 1, 1), value, np.uint8))
         arrival = webcam.take(0)
         assert arrival is not None
-        found.append((arrival.index, int(arrival.picture[0, 0, 0]), arrival.begins))
+        found.append((arrival.index, int(arrival.picture[0, 0, 0]), arrival.begins_video))
     assert found == [(3, 3, True), (5, 5, False)]
     assert webcam.dropped == 4
     assert webcam.take(0) is None

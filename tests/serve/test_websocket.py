@@ -138,7 +138,7 @@ def test_all_queued_commands_are_carried_out_before_the_next_picture(serve: Serv
         for value in (1, 3):
             viewer.say("horizon", value=value)
         viewer.show(2)
-        wait_until(lambda: session._orders.qsize() == 2)
+        wait_until(lambda: session._commands.qsize() == 2)
         backend.gate.set()
         assert [viewer.pictures()[0]["horizon"] for _ in range(2)] == [2, 3]
 
@@ -307,7 +307,7 @@ def test_no_sequence_of_messages_harms_another_session(serve: Serve) -> None:
     with Viewer(served) as other:
         other.open()
         attack()
-    assert served.service.meters.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) is None
+    assert served.service.metrics.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) is None
 
 
 def test_a_first_message_that_does_not_open_is_refused(serve: Serve) -> None:
@@ -370,7 +370,7 @@ def test_a_session_above_the_limit_closes_with_4429_until_another_one_ends(serve
         with Viewer(served) as second:
             assert second.open()["code"] == "full"
             assert second.end() == ([], 4429)
-    wait_until(lambda: not served.service.meters.registry.get_sample_value("e3d_sessions"))
+    wait_until(lambda: not served.service.metrics.registry.get_sample_value("e3d_sessions"))
     with Viewer(served) as third:
         assert third.open()["type"] == "ready"
 
@@ -446,7 +446,7 @@ def test_an_error_of_the_server_is_reported_and_closes_with_1011(serve: Serve, m
         texts, code = viewer.end()
     assert code == 1011
     assert "secret" not in json.dumps(texts)
-    assert served.service.meters.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) == 1
+    assert served.service.metrics.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) == 1
 
 
 def test_a_session_whose_thread_cannot_start_is_refused_and_not_counted(
@@ -472,7 +472,7 @@ def test_a_viewer_that_never_reads_loses_only_pictures_and_is_cut_off(
     monkeypatch.setattr(connections, "STUCK_S", 2.0)
     monkeypatch.setattr(run, "SEND_BUFFER_BYTES", 4096)
     served = serve()
-    sessions, wait = served.service.meters.registry.get_sample_value, threading.Event().wait
+    sessions, wait = served.service.metrics.registry.get_sample_value, threading.Event().wait
     with Viewer(served) as other, shaking_hands(served) as deaf:
         assert b" 101 " in deaf.recv(64)
         other.open()
@@ -502,7 +502,7 @@ def test_a_viewer_that_never_reads_does_not_keep_the_server_from_stopping(
     with shaking_hands(served) as deaf:
         assert b" 101 " in deaf.recv(64)
         deaf.sendall(frame_of(1, json.dumps({"type": "open", "source": "webcam", "horizon": 1}).encode()))
-        drops = served.service.meters.registry.get_sample_value
+        drops = served.service.metrics.registry.get_sample_value
         for _ in patiently():
             if drops("e3d_drops_total", {"reason": "viewer"}):
                 break

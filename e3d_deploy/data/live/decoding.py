@@ -47,7 +47,7 @@ class Decoded:
     frame: "av.VideoFrame"
     time_s: float | None
     """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
-    came_s: float
+    arrived_s: float
     """Value of `time.perf_counter()` when the frame was decoded (s)."""
 
 
@@ -109,7 +109,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
             if frame.is_corrupt:
                 raise _broken(number, stream, "a damaged frame")
             time_s = frame.time if facts.has_times else None
-            yield Decoded(frame=frame, time_s=time_s, came_s=time.perf_counter())
+            yield Decoded(frame=frame, time_s=time_s, arrived_s=time.perf_counter())
             number, damaged = number + 1, 0
         if reason is None and not facts.is_live:
             reason = failure

@@ -40,9 +40,9 @@ class Arrival:
     """Index among the selected pictures since the source was opened, from 0; dropped pictures count."""
     time_s: float | None
     """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
-    came_s: float
+    arrived_s: float
     """Value of `time.perf_counter()` when the picture was decoded, or was due if a recording plays in real time (s)."""
-    begins: bool
+    begins_video: bool
     """True for a picture that does not continue the previous one: the first picture, and the first after a reconnect or
     a change of size."""
 
@@ -163,9 +163,13 @@ class Feed:
         index, decoded = taken
         # The queue may have dropped the first picture of a section, so the section is compared with that of the
         # picture taken before.
-        begins, self._section = decoded.section != self._section, decoded.section
+        begins_video, self._section = decoded.section != self._section, decoded.section
         return Arrival(
-            picture=decoded.picture, index=index, time_s=decoded.time_s, came_s=decoded.came_s, begins=begins
+            picture=decoded.picture,
+            index=index,
+            time_s=decoded.time_s,
+            arrived_s=decoded.arrived_s,
+            begins_video=begins_video,
         )
 
     def __iter__(self) -> Iterator[Arrival]:
@@ -203,7 +207,7 @@ class Feed:
                 if paced:
                     time_s = index / rate if decoded.time_s is None else decoded.time_s
                     self._closed.wait(schedule.wait_s(time_s, time.monotonic()))
-                    decoded = replace(decoded, came_s=time.perf_counter())
+                    decoded = replace(decoded, arrived_s=time.perf_counter())
                 if not self._waiting.put((index, decoded)):
                     break
         except Exception as error:  # `take` raises it in the thread that takes pictures

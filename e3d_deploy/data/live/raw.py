@@ -69,9 +69,9 @@ class RawFrames:
                     f"have the size {'x'.join(map(str, self.shape))} given with --raw"
                 )
             if number % self.stride == 0:
-                came_s = time.perf_counter()
+                arrived_s = time.perf_counter()
                 picture = self._converted(np.frombuffer(content, np.uint8).reshape(self.shape))
-                yield DecodedPicture(picture=picture, time_s=None, came_s=came_s, section=0)
+                yield DecodedPicture(picture=picture, time_s=None, arrived_s=arrived_s, section=0)
             number += 1
         if number == 0 and not self._closed.is_set():
             raise ClipError("stdin: empty, expected raw frames; check the program that writes them")

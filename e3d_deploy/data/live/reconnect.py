@@ -98,7 +98,9 @@ class Reconnecting:
             if self._failures:
                 self.notify(f"{self.address.name}: reconnected; the state is reset")
             self._failures = 0
-            yield DecodedPicture(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
+            yield DecodedPicture(
+                picture=picture, time_s=decoded.time_s, arrived_s=decoded.arrived_s, section=self._section
+            )
 
     def _selected(self, frames: Iterator[Decoded]) -> Iterator[Decoded]:
         if self.selection.resample is not None:
@@ -115,7 +117,7 @@ class Reconnecting:
         usual = Fraction(1 / self._facts.rate) if self._facts.rate else Fraction(0)
         clock, last = Fraction(0), None
         for decoded in frames:
-            time_s = decoded.time_s if self._facts.has_times else decoded.came_s
+            time_s = decoded.time_s if self._facts.has_times else decoded.arrived_s
             step = None if last is None or time_s is None else Fraction(time_s) - Fraction(last)
             clock += step if step is not None and 0 <= step <= self.silence_s else usual
             last = time_s

@@ -48,7 +48,7 @@ class Recorded:
             for number, picture in enumerate(pictures):
                 # Resampled pictures are evenly spaced in time, whichever frames were selected for them.
                 time_s = self.video.time_s() if self.resample is None else number / self.resample
-                yield DecodedPicture(picture=picture, time_s=time_s, came_s=time.perf_counter(), section=0)
+                yield DecodedPicture(picture=picture, time_s=time_s, arrived_s=time.perf_counter(), section=0)
                 if self._closed.is_set():
                     return
 

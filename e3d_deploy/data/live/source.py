@@ -16,7 +16,7 @@ class DecodedPicture:
     """Picture in the size and channels of the model, [H, W, C]."""
     time_s: float | None
     """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
-    came_s: float
+    arrived_s: float
     """Value of `time.perf_counter()` when the picture was decoded (s)."""
     section: int
     """Number of the section, from 0. Each connection and each change of size begins a new section, whose first picture

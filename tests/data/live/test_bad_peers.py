@@ -188,7 +188,7 @@ def test_a_picture_over_the_limit_is_skipped(start: Start) -> None:
     address = parse_address(f"http://127.0.0.1:{start(serve).port}/")
     with Feed(address, FORM, PATIENT, remarks=Remarks(silent=True)) as source:
         arrivals = [arrival for _, arrival in zip(range(6), source, strict=False)]
-    assert [arrival.begins for arrival in arrivals] == [True] + 5 * [False]  # the size did not change
+    assert [arrival.begins_video for arrival in arrivals] == [True] + 5 * [False]  # the size did not change
 
 
 def test_a_video_of_an_absurd_size_is_refused_before_it_is_decoded(start: Start, tmp_path: Path) -> None:

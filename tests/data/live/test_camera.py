@@ -62,4 +62,4 @@ def test_a_camera_is_opened_with_v4l2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "protocol_whitelist" not in options["options"]  # V4L2 opens the device without a protocol
     assert source.is_live
     assert arrival is not None
-    assert (arrival.index, arrival.begins, arrival.picture.shape) == (0, True, FORM.shape)
+    assert (arrival.index, arrival.begins_video, arrival.picture.shape) == (0, True, FORM.shape)

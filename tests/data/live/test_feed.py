@@ -62,7 +62,7 @@ def test_a_file_yields_the_same_pictures_as_play_with_their_times(tmp_path: Path
     np.testing.assert_array_equal([arrival.picture for arrival in arrivals], played)
     assert [arrival.index for arrival in arrivals] == list(range(12))
     assert [arrival.time_s for arrival in arrivals] == pytest.approx([number / RATE for number in range(12)])
-    assert [arrival.begins for arrival in arrivals] == [True] + 11 * [False]
+    assert [arrival.begins_video for arrival in arrivals] == [True] + 11 * [False]
     assert (source.is_live, source.frames_per_second, source.dropped, source.reconnects) == (False, RATE, 0, 0)
 
 
@@ -128,7 +128,7 @@ def test_a_live_source_keeps_only_the_newest_picture_by_default(start: Start) ->
         wait_until(lambda: source.dropped == 19)
         arrival = source.take()
     assert arrival is not None
-    assert (number_of(arrival.picture), arrival.index, arrival.begins) == (19, 19, True)
+    assert (number_of(arrival.picture), arrival.index, arrival.begins_video) == (19, 19, True)
 
 
 def test_user_and_password_are_sent_to_a_server_that_requires_them(start: Start, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_full_queue_drops_the_oldest_pictures_and_counts_them() -> None:
         arrivals = list(source)
     assert (numbers(arrivals), source.dropped) == ([9, 10, 11], 9)
     assert [arrival.index for arrival in arrivals] == [9, 10, 11]
-    assert [arrival.begins for arrival in arrivals] == [True, False, False]
+    assert [arrival.begins_video for arrival in arrivals] == [True, False, False]
 
 
 def test_a_full_queue_blocks_the_reader_and_drops_none() -> None:
@@ -255,8 +255,8 @@ def test_a_recording_in_real_time_yields_each_picture_when_it_is_due(
     monkeypatch.setattr(module, "Event", Clock)
     mp4(tmp_path / "a.mp4", 3)
     with feed(str(tmp_path / "a.mp4"), FeedOptions(realtime=True)) as source:
-        came_s = [arrival.came_s for arrival in source]
-    assert came_s == pytest.approx([100.0, 100.0 + 1 / RATE, 100.0 + 2 / RATE])
+        arrived_s = [arrival.arrived_s for arrival in source]
+    assert arrived_s == pytest.approx([100.0, 100.0 + 1 / RATE, 100.0 + 2 / RATE])
 
 
 def test_a_schedule_makes_up_for_a_short_delay_but_not_for_a_pause() -> None:

@@ -56,7 +56,7 @@ def test_a_camera_of_gstreamer_is_followed(port: int) -> None:
     with feed(port) as source:
         arrivals = [arrival for _, arrival in zip(range(20), source, strict=False)]
     assert [arrival.index for arrival in arrivals] == list(range(20))
-    assert [arrival.begins for arrival in arrivals] == [True] + 19 * [False]
+    assert [arrival.begins_video for arrival in arrivals] == [True] + 19 * [False]
     assert (source.is_live, source.frames_per_second) == (True, 15)
     times = np.asarray([arrival.time_s for arrival in arrivals[1:]], float)
     assert (np.diff(times) > 0).all()

@@ -49,7 +49,7 @@ def test_a_live_source_that_ends_is_reconnected(scheme: str, serve: object, star
         assert source.reconnects == 2
     assert [number_of(arrival.picture) for arrival in arrivals] == [number % 8 for number in range(20)]
     assert [arrival.index for arrival in arrivals] == list(range(20))
-    assert [arrival.begins for arrival in arrivals] == [number % 8 == 0 for number in range(20)]
+    assert [arrival.begins_video for arrival in arrivals] == [number % 8 == 0 for number in range(20)]
     assert len(told) >= 2
     lost, found = told[::2], told[1::2]
     assert all("reconnecting in 0.01 s (attempt 1 of 3)" in text for text in lost)
@@ -105,7 +105,7 @@ def test_a_server_that_was_down_is_reconnected(start: Start) -> None:
 
         wait_until(lambda: take() is None and len(told) >= 2)  # the second notice follows a refused connection
         start(mjpeg(EIGHT), port=peer.port)
-        wait_until(lambda: (arrival := take()) is not None and arrival.begins)
+        wait_until(lambda: (arrival := take()) is not None and arrival.begins_video)
         assert taken[-1] is not None
         assert number_of(taken[-1].picture) == 0
     assert any("refused the connection" in text for text in told)
@@ -126,7 +126,7 @@ def test_a_change_of_size_begins_a_new_section(start: Start) -> None:
     told: list[str] = []
     with feed(start(mjpeg(pictures, then_silent=True)), told) as source:
         arrivals = first(source, 6)
-    assert [arrival.begins for arrival in arrivals] == [True, False, True, False, True, False]
+    assert [arrival.begins_video for arrival in arrivals] == [True, False, True, False, True, False]
     assert {arrival.picture.shape for arrival in arrivals} == {FORM.shape}
     assert [number_of(arrival.picture) for arrival in arrivals] == list(range(6))
 
@@ -140,7 +140,7 @@ def test_the_first_picture_that_is_not_dropped_begins_the_connection(start: Star
             arrival = source.take()
             assert arrival is not None
             connection = arrival.index // 8
-            assert arrival.begins == (connection not in begun)
+            assert arrival.begins_video == (connection not in begun)
             begun[connection] = arrival
 
 
