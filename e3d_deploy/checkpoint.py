@@ -12,7 +12,7 @@ from safetensors.torch import save as serialize
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
-from e3d_deploy.files import check_place, replace_file, write_file
+from e3d_deploy.files import check_writable, replace_file, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import (
     DAMAGED,
@@ -45,7 +45,7 @@ def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: t
         ConfigError: The folder of `path` does not exist.
     """
     path = Path(path)
-    check_place(path)
+    check_writable(path)
     write_file(path, content(model, card=card, dtype=dtype))
 
 

@@ -138,7 +138,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         partial.replace(place)
 
 
-def check_place(path: Path, *, folder: bool = False) -> None:
+def check_writable(path: Path, *, folder: bool = False) -> None:
     """Check that a file can be created or replaced at a path, before any work is done.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.files import check_place, new_file, new_folder, workspace, write_file
+from e3d_deploy.files import check_writable, new_file, new_folder, workspace, write_file
 
 BEFORE, CONTENT = b"before", b"content" * 20_000  # more than the buffer of a pipe
 
@@ -187,14 +187,14 @@ def test_a_place_that_cannot_take_an_output_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
     for path, text in expected.items():
         with pytest.raises(ConfigError, match=re.escape(text)):
-            check_place(path)
+            check_writable(path)
     for path in (tmp_path / "file", tmp_path / "new", Path("/dev/null"), Path("/dev/stdout")):
-        check_place(path)
-    check_place(tmp_path / "folder", folder=True)
+        check_writable(path)
+    check_writable(tmp_path / "folder", folder=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link", "mounted"]
     monkeypatch.setattr(tempfile, "mkdtemp", failing(errno.EROFS))
     with pytest.raises(OSError, match=r"Read-only file system: '.*/file'$"):
-        check_place(tmp_path / "file")
+        check_writable(tmp_path / "file")
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:

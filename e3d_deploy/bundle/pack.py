@@ -21,7 +21,7 @@ from e3d_deploy.bundle.folder import (
 )
 from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.files import check_place, new_file, place_of, sync
+from e3d_deploy.files import check_writable, new_file, place_of, sync
 from e3d_deploy.progress import Notify, silent
 
 BLOCK = 1 << 20
@@ -58,7 +58,7 @@ def pack(
     place = output.resolve()
     if place.is_relative_to(bundle.path.resolve()):
         raise ConfigError(f"{output}: is inside the bundle {bundle.path}, which is being packed; choose another path")
-    check_place(output)
+    check_writable(output)
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)
     sizes = {}

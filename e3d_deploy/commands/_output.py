@@ -208,7 +208,7 @@ def check_picture(path: Path | None, *read: Path | str | None) -> None:
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import check_place
+    from e3d_deploy.files import check_writable
 
     if path is not None:
         import matplotlib.figure  # noqa: F401 (fail before the work if it is missing)
@@ -216,7 +216,7 @@ def check_picture(path: Path | None, *read: Path | str | None) -> None:
         check_apart(path, *read)
         if path.is_dir():
             raise ConfigError(f"{path}: got a folder, expected a file; give a path such as {path / 'picture.png'}")
-        check_place(path)
+        check_writable(path)
 
 
 def grouped(value: object) -> str:

@@ -59,9 +59,9 @@ class Outputs:
             ConfigError, OSError: an output path is an input, is given twice, or is not writable.
         """
         from e3d_deploy.commands._places import check_apart
-        from e3d_deploy.data.write import check_output_path
+        from e3d_deploy.data.write import check_clips_path
         from e3d_deploy.errors import ConfigError
-        from e3d_deploy.files import check_place
+        from e3d_deploy.files import check_writable
         from e3d_deploy.live.push import check_push
 
         self._check_together(len(addresses), json=json)
@@ -74,14 +74,14 @@ class Outputs:
                 raise ConfigError(f"{file}: is the path of two outputs; give each output its own path")
         for file in files:
             if file is not self.video:
-                check_place(file)
+                check_writable(file)
         if self.video is not None:
             if len(addresses) > 1 and self.video.suffix:
                 raise ConfigError(
                     f"{self.video}: got {len(addresses)} sources, expected a folder for their videos; give "
                     f"a name without {self.video.suffix}"
                 )
-            check_output_path(self.video)
+            check_clips_path(self.video)
         for url in self.push:
             check_push(url)
 

@@ -113,7 +113,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     from e3d_deploy import checkpoint
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import check_place
+    from e3d_deploy.files import check_writable
     from e3d_deploy.importing import compare, import_checkpoint
 
     check_apart(output, *_files_of(path), reference)
@@ -121,7 +121,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
         raise ConfigError(f"{output}: got a {output.suffix} file, expected .safetensors; choose another name")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or another name")
-    check_place(output)
+    check_writable(output)
     with working(f"importing {path}"):
         imported = import_checkpoint(path, **options)
     table(["setting", "value", "evidence"], [(one.what, one.value, one.how) for one in imported.evidence], left=3)

@@ -23,7 +23,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import check_place, write_file
+    from e3d_deploy.files import check_writable, write_file
     from e3d_deploy.parts import find_parts
     from e3d_deploy.parts import join as join_parts
 
@@ -31,7 +31,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
         raise ConfigError(f"{output}: got a folder, expected the path of a model file; choose another name")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or another name")
-    check_place(output)
+    check_writable(output)
     found = find_parts(parts)
     check_apart(output, *found)
     joined = join_parts(found)

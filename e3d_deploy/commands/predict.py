@@ -89,7 +89,7 @@ def predict(
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.mosaic import Mosaic
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.data.write import check_output_path, check_size, write_clips
+    from e3d_deploy.data.write import check_clips_path, check_size, write_clips
     from e3d_deploy.measure.forecasts import beside_truth, forecast_clip, needed_bytes
     from e3d_deploy.memory import check_memory
     from e3d_deploy.progress import within
@@ -97,7 +97,7 @@ def predict(
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     check_apart(output, clip, model, holds_clips=not output.suffix)
-    check_output_path(output)
+    check_clips_path(output)
     check_zoom(output)
     with open_predictor(model, backend, threads) as predictor:
         horizon = horizon or predictor.horizon

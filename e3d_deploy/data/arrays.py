@@ -22,7 +22,7 @@ from e3d_deploy.errors import ClipError, ShapeError
 from e3d_deploy.progress import Notify, silent
 
 CHUNK_BYTES = 1 << 20
-TOLD_BYTES = 256 * CHUNK_BYTES
+PROGRESS_BYTES = 256 * CHUNK_BYTES
 """Size of the piece of an array that is read between two progress messages (bytes)."""
 LOCAL_HEADER_BYTES = 30
 """Size of the fixed part of a zip member's header, before the member's name (bytes)."""
@@ -51,7 +51,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def bytes_of(self, *axes: int) -> int:
+    def size_bytes(self, *axes: int) -> int:
         """Return the size of an array with these axes and this data type (bytes)."""
         return math.prod(axes) * self.dtype.itemsize
 
@@ -182,19 +182,19 @@ def clips_of(array: StoredArray, layout: str) -> list[StoredClip]:
 
 
 def _clip(array: StoredArray, layout: str, number: int) -> StoredClip:
-    places = geometry(layout, array.shape)
+    found = geometry(layout, array.shape)
     sides = [side for letter, side in zip(layout, array.shape, strict=True) if letter in "CHW"]
     shape = (sides[0], sides[1], sides[2] if "C" in layout else 1)
-    frame = array.bytes_of(*shape)
+    frame = array.size_bytes(*shape)
     return StoredClip(
         name=f"{array.name}, clip {number}",
         store=array.store,
-        offset=array.offset + number * places.clip_stride * frame,
-        length=places.length,
+        offset=array.offset + number * found.clip_stride * frame,
+        length=found.length,
         shape=shape,
         dtype=array.dtype,
-        stride=places.frame_stride * frame,
-        channels_first=places.channels_first,
+        stride=found.frame_stride * frame,
+        channels_first=found.channels_first,
     )
 
 
@@ -238,7 +238,7 @@ def _unpacked(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> Iterator[
         while chunk := member.read(CHUNK_BYTES):
             yield chunk
             done += len(chunk)
-            if done % TOLD_BYTES == 0:
+            if done % PROGRESS_BYTES == 0:
                 progress(f"reading {path}, {100 * done // entry.file_size} %")
 
 
@@ -254,9 +254,9 @@ def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) ->
         raise ClipError(
             f"{name}: contains objects, such as clips of several lengths; write each clip to a .npy file of its own"
         )
-    if size - header < array.bytes_of(*shape):
+    if size - header < array.size_bytes(*shape):
         raise ValueError("too few bytes")
-    if more := size - header - array.bytes_of(*shape):
+    if more := size - header - array.size_bytes(*shape):
         raise ClipError(
             f"{name}: has {more} bytes after its array; if they are a second array, write it to a file of its own"
         )

@@ -66,7 +66,7 @@ class _Frames:
     """Reads the frames of an array in a given layout."""
 
     layout: str
-    places: Geometry
+    geometry: Geometry
     read: Read
 
     def at(self, clip: int, frame: int) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ def is_along_time(layout: str, shape: tuple[int, ...], read: Read) -> bool:
     """
     frames = _Frames(layout, geometry(layout, shape), read)
     try:
-        return frames.places.length > 1 and _moves_before_background(frames)
+        return frames.geometry.length > 1 and _moves_before_background(frames)
     except _Unreadable:
         return False
 
@@ -101,7 +101,7 @@ def _moves_before_background(frames: _Frames) -> bool:
     rng = np.random.default_rng(0)
     time = rows = columns = both = either = 0.0
     shares = []
-    for clip, frame in rng.integers((frames.places.clips, frames.places.length - 1), size=(PAIRS, 2)).tolist():
+    for clip, frame in rng.integers((frames.geometry.clips, frames.geometry.length - 1), size=(PAIRS, 2)).tolist():
         here = frames.at(clip, frame)
         change = frames.at(clip, frame + 1) - here
         down, across = np.diff(here, axis=0)[:, :-1], np.diff(here, axis=1)[:-1]
@@ -129,17 +129,17 @@ def is_time_beside_clips(layout: str, shape: tuple[int, ...], read: Read) -> boo
     """
     frames = _Frames(layout, geometry(layout, shape), read)
     try:
-        return frames.places.clips > 1 and frames.places.length > 1 and _has_clips(frames)
+        return frames.geometry.clips > 1 and frames.geometry.length > 1 and _has_clips(frames)
     except _Unreadable:
         return False
 
 
 def _has_clips(frames: _Frames) -> bool:
-    N, T = frames.places.clips, frames.places.length
+    N, T = frames.geometry.clips, frames.geometry.length
     rng = np.random.default_rng(0)
-    places = rng.integers((N - 1, T - 1), size=(PAIRS, 2)).tolist()
-    time = np.array([frames.distance((clip, frame), (clip, frame + 1)) for clip, frame in places])
-    beside = np.array([frames.distance((clip, frame), (clip + 1, frame)) for clip, frame in places])
+    pairs = rng.integers((N - 1, T - 1), size=(PAIRS, 2)).tolist()
+    time = np.array([frames.distance((clip, frame), (clip, frame + 1)) for clip, frame in pairs])
+    beside = np.array([frames.distance((clip, frame), (clip + 1, frame)) for clip, frame in pairs])
     if not time.any() or MARGIN * time.sum() >= beside.sum() or (time < beside).mean() < AGREEING:
         return False  # identical frames are no evidence of either
     if N < 3:
@@ -147,14 +147,14 @@ def _has_clips(frames: _Frames) -> bool:
     steps = rng.integers(2, max(3, N - 1), size=PAIRS).tolist()
     distant = [
         frames.distance((clip, frame), ((clip + step) % N, frame))
-        for (clip, frame), step in zip(places, steps, strict=True)
+        for (clip, frame), step in zip(pairs, steps, strict=True)
     ]
     return sum(distant) < ORDERED * beside.sum() or _clips_continue(frames, MARGIN * time.mean())
 
 
 def _clips_continue(frames: _Frames, near: float) -> bool:
     """Return True if the layout has N before T, and each clip begins like a late frame of the clip before it."""
-    N, T = frames.places.clips, frames.places.length
+    N, T = frames.geometry.clips, frames.geometry.length
     if frames.layout.startswith("TN") or T < 3:
         return False
     clips = np.random.default_rng(0).integers(N - 1, size=PLACES).tolist()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LIMITED = 1
 """FFmpeg's code of the colour range 16 to 235."""
-UNTOLD, BT_709 = 2, 1
+UNSPECIFIED, BT_709 = 2, 1
 """FFmpeg's codes of an unspecified colour space, and of BT.709, the one of HD video."""
 HD = (576, 1280)
 """Height above which, and width from which, players assume BT.709 if the colour space is unspecified (pixels)."""
@@ -54,7 +54,7 @@ class Turn:
 UPRIGHT = Turn()
 
 
-class Bringer:
+class FrameConverter:
     """Converts decoded frames to the size and colours of a model, and remarks on the conversions.
 
     Args:
@@ -111,8 +111,8 @@ class Bringer:
         kind = frame.format
         self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
         # A gray picture is the luma, which is the same in BT.601 and BT.709.
-        is_untold = frame.colorspace == UNTOLD and not kind.is_rgb and self.form.channels > 1
-        self.is_hd = is_untold and (frame.height > HD[0] or frame.width >= HD[1])
+        is_unspecified = frame.colorspace == UNSPECIFIED and not kind.is_rgb and self.form.channels > 1
+        self.is_hd = is_unspecified and (frame.height > HD[0] or frame.width >= HD[1])
         # swscale assumes the full range for gray, whatever the frame states.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
         say_change(self.name, (h, w), shown, (kind.name, self.pixel_format), self.form, self.remarks)

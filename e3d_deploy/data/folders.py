@@ -213,7 +213,7 @@ def _identities(source: str) -> set[Key]:
 
 
 @dataclass(frozen=True)
-class Apart:
+class DistinctClips:
     """Result of leaving out clips that are links to other clips, or copies of them."""
 
     kept: list[Path]
@@ -224,29 +224,29 @@ class Apart:
     """Clips with the same content as another clip."""
 
 
-def each_once(files: Iterable[Path]) -> Apart:
+def distinct_clips(files: Iterable[Path]) -> DistinctClips:
     """Separate clips that link to an earlier clip or duplicate one from the others."""
     kept, links = _without_links(files)
     copies = copies_among(kept)
-    return Apart([path for path in kept if path not in copies], links, [*copies])
+    return DistinctClips([path for path in kept if path not in copies], links, [*copies])
 
 
-def apart_from(files: Iterable[Path], known: Iterable[Path]) -> Apart:
+def new_clips(files: Iterable[Path], known: Iterable[Path]) -> DistinctClips:
     """Separate clips that share a file or picture with a known clip, or duplicate one, from the others.
 
     Args:
-        files: clips without repetitions, as `each_once` keeps them.
+        files: clips without repetitions, as `distinct_clips` keeps them.
         known: clips to compare with.
     """
     known, _ = _without_links(known)
     seen = {key for path in known for key in keys_of(path)}
-    apart: list[Path] = []
+    others: list[Path] = []
     links: list[Path] = []
     for path in files:
-        (links if keys_of(path) & seen else apart).append(path)
-    first = copies_among([*known, *apart])
-    copies = [path for path in apart if path in first]
-    return Apart([path for path in apart if path not in first], links, copies)
+        (links if keys_of(path) & seen else others).append(path)
+    first = copies_among([*known, *others])
+    copies = [path for path in others if path in first]
+    return DistinctClips([path for path in others if path not in first], links, copies)
 
 
 def _without_links(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:

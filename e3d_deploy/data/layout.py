@@ -121,9 +121,9 @@ def _fits(layout: str, shape: tuple[int, ...], form: Form) -> bool:
 def _distinct(layouts: Iterable[str], shape: tuple[int, ...]) -> list[str]:
     """Return the layouts that read an array in different ways; clips of one frame count only without longer ones."""
     found: dict[tuple[int, ...], str] = {}
-    places = {layout: geometry(layout, shape) for layout in layouts}
-    longer = any(one.length > 1 for one in places.values())
-    for layout, one in places.items():
+    geometries = {layout: geometry(layout, shape) for layout in layouts}
+    longer = any(one.length > 1 for one in geometries.values())
+    for layout, one in geometries.items():
         if one.length > 1 or not longer:
             steps = (one.clip_stride if one.clips > 1 else 0, one.frame_stride)
             found.setdefault((one.clips, one.length, *steps), layout)

@@ -107,7 +107,7 @@ def _check_places(path: Path, places: NDArray[np.int32], *, frames: int) -> None
 
 def _piece(array: StoredArray, start: int, length: int) -> StoredClip:
     _, C, H, W = array.shape
-    frame = array.bytes_of(C, H, W)
+    frame = array.size_bytes(C, H, W)
     return StoredClip(
         name=array.name,
         store=array.store,

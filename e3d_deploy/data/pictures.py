@@ -35,7 +35,7 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 """Factors by which Pillow scales the gray values of a PNG to 8 bits, by Pillow's raw mode."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
 """Tags of a TIFF; ORIENTATION is also a tag of EXIF."""
-TELLERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+ORIENTATION_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 """Keys of Pillow's `info` whose values may state the orientation."""
 TURNED = (5, 6, 7, 8)
 """Values of `ORIENTATION` for which height and width are swapped."""
@@ -369,7 +369,7 @@ def _remark_look(file: Path, look: Look, form: Form, remarks: Remarks, source: P
 
 def _will_swap_sides(image: Any) -> bool:
     """Return True if decoding will swap the height and width that Pillow read from the header."""
-    if TELLERS.isdisjoint(image.info):  # otherwise Pillow would decode a PNG in search of an orientation
+    if ORIENTATION_KEYS.isdisjoint(image.info):  # otherwise Pillow would decode a PNG in search of an orientation
         return False
     is_swapped = image.format == "TIFF" and ORIENTATION in image.tag_v2
     return not is_swapped and image.getexif().get(ORIENTATION, 1) in TURNED

@@ -88,7 +88,7 @@ def _check_animation(path: Path) -> None:
         raise ClipError(f"{path}: {reason}")
 
 
-class UntilLost:
+class PicturesUntilLost:
     """Pictures of a source until it breaks off; the error is kept, so that results up to that point can be saved."""
 
     def __init__(self, pictures: Iterator[NDArray[np.uint8]]) -> None:

@@ -92,22 +92,22 @@ ALL = Selection()
 """Selection of every frame, once."""
 
 
-def place(number: int, stride: float) -> int:
+def selected_frame(number: int, stride: float) -> int:
     """Return the frame of the source that is nearest to selected frame `number`; on a tie, the later one."""
     return math.floor(number * stride + 0.5)
 
 
-def places(count: int, stride: float) -> list[int]:
+def selected_frames(count: int, stride: float) -> list[int]:
     """Return the selected frames of a source of `count` frames, in order."""
     most = math.ceil(count / stride) + 1
-    return [found for number in range(most) if (found := place(number, stride)) < count]
+    return [found for number in range(most) if (found := selected_frame(number, stride)) < count]
 
 
 def select(pictures: Iterable[NDArray[Any]], stride: float) -> Iterator[NDArray[Any]]:
     """Yield the selected pictures of a source while it plays."""
     taken = 0
     for number, picture in enumerate(pictures):
-        while place(taken, stride) == number:
+        while selected_frame(taken, stride) == number:
             yield picture
             taken += 1
 
@@ -145,13 +145,13 @@ class SelectedClip:
     """Selected frames of a clip, in order; each is read only when it is sliced."""
 
     clip: Clip
-    places: tuple[int, ...]
+    numbers: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.numbers)
 
     def __getitem__(self, frames: slice, /) -> NDArray[Any]:
-        chosen = self.places[frames]
+        chosen = self.numbers[frames]
         return np.concatenate([self.clip[0:0], *(self.clip[one : one + 1] for one in chosen)])
 
 
@@ -163,7 +163,7 @@ def select_clip(clip: Clip, selection: Selection, rate: float | None, *, name: s
     """
     if selection.takes_all:
         return clip
-    return SelectedClip(clip, tuple(places(len(clip), selection.stride(rate, name=name))))
+    return SelectedClip(clip, tuple(selected_frames(len(clip), selection.stride(rate, name=name))))
 
 
 def warn_of_interval(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
-from e3d_deploy.data.folders import ARRAYS, apart_from, each_once, find_clips, no_clips, some, warn_of_short
+from e3d_deploy.data.folders import ARRAYS, distinct_clips, find_clips, new_clips, no_clips, some, warn_of_short
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
 from e3d_deploy.data.layout import is_published
@@ -145,12 +145,12 @@ def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
     """Return clip and first frame, [n, 2], of the windows that the format fixes, or of all windows without overlap."""
     if source.windows is not None:
         return source.windows
-    places = [
+    windows = [
         (number, first)
         for number, clip in enumerate(source.clips)
         for first in range(0, len(clip) - length + 1, length)
     ]
-    return np.array(places, np.int64).reshape(-1, 2)
+    return np.array(windows, np.int64).reshape(-1, 2)
 
 
 def frames_before(source: Source, windows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -196,12 +196,12 @@ def aging_windows(source: Source, ages: Sequence[int], *, least: int, horizon: i
     if not len(lengths):
         raise ClipError(f"{source.name}: no clip has {least + horizon} frames without a gap; give longer clips")
     age = max(age for age in {least, *ages} if 2 * (lengths >= age + horizon).sum() >= len(lengths))
-    places = [
+    windows = [
         (clip, first + start)
         for clip, first, frames in pieces.tolist()
         for start in range(frames - age - horizon + 1)
     ]  # fmt: skip
-    return np.array(places, np.int64), age
+    return np.array(windows, np.int64), age
 
 
 def _original(text: str, paths: Sequence[Path], reader: Reader, *, split: Split, length: int) -> Source:
@@ -417,16 +417,16 @@ def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, 
     Raises:
         ClipError: there are no such files.
     """
-    apart = apart_from(files, trained)
-    if apart.links:
-        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_joined(apart.links)}")
-    if apart.copies:
+    distinct = new_clips(files, trained)
+    if distinct.links:
+        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_joined(distinct.links)}")
+    if distinct.copies:
         reader.remark(
-            f"{path}: left out of {split}, because they are copies of training clips: {_joined(apart.copies)}"
+            f"{path}: left out of {split}, because they are copies of training clips: {_joined(distinct.copies)}"
         )
-    if not apart.kept:
+    if not distinct.kept:
         raise ClipError(f"{path}: all clips to hold out are training clips too, as links or copies; give other clips")
-    return apart.kept
+    return distinct.kept
 
 
 def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
@@ -446,12 +446,12 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
 
 def _without_repetitions(path: Path, files: list[Path], reader: Reader) -> list[Path]:
     """Return the files that are neither links to other files nor copies of them."""
-    apart = each_once(files)
-    if apart.links:
-        reader.remark(f"{path}: skipped links to other clips: {_joined(apart.links)}")
-    if apart.copies:
-        reader.remark(f"{path}: skipped copies of other clips: {_joined(apart.copies)}")
-    return apart.kept
+    distinct = distinct_clips(files)
+    if distinct.links:
+        reader.remark(f"{path}: skipped links to other clips: {_joined(distinct.links)}")
+    if distinct.copies:
+        reader.remark(f"{path}: skipped copies of other clips: {_joined(distinct.copies)}")
+    return distinct.kept
 
 
 def _joined(clips: Iterable[Path]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.container_end import joined, missing_end
-from e3d_deploy.data.display import Bringer
+from e3d_deploy.data.display import FrameConverter
 from e3d_deploy.data.form import MAX_PIXELS, Form
 from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
@@ -113,13 +113,13 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         frames = decoded
-        bring = Bringer(path.name, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
+        convert = FrameConverter(path.name, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
         with container:
             if resample is not None:
                 timed = _timed(frames, interval, tells_times=tells_times)
                 frames = select_by_time(timed, resample, interval=interval)
             try:
-                yield from map(bring, frames)
+                yield from map(convert, frames)
             finally:
                 if resample is None and tells_times and tick:
                     times.say(path.name, tick, remarks)

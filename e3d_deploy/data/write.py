@@ -15,7 +15,7 @@ from e3d_deploy.data.arrays import FRAMES
 from e3d_deploy.data.mosaic import Mosaic
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
-from e3d_deploy.files import check_place, new_file, new_folder
+from e3d_deploy.files import check_writable, new_file, new_folder
 from e3d_deploy.frames import Frames, to_pictures
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ DIGITS = 4
 """Smallest number of digits in the names of pictures; more than 10,000 pictures need more."""
 
 
-def check_output_path(path: Path) -> None:
+def check_clips_path(path: Path) -> None:
     """Check that `write_clips` can write to a path, before any work is done.
 
     Raises:
@@ -58,7 +58,7 @@ def check_output_path(path: Path) -> None:
         )
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: already exists and is not an empty folder; choose another path")
-    check_place(path, folder=path.suffix == "")
+    check_writable(path, folder=path.suffix == "")
 
 
 def check_size(
@@ -113,10 +113,10 @@ def write_clips(
         zoom: pixels of the picture per pixel of a frame; not for `.npz`.
 
     Raises:
-        ConfigError: see `check_output_path` and `check_size`.
+        ConfigError: see `check_clips_path` and `check_size`.
         BackendUnavailable: writing pictures or a video needs the extra `video`.
     """
-    check_output_path(path)
+    check_clips_path(path)
     if _kind(path) == ".npz":
         arrays = {FRAMES: frames} if truth is None else {FRAMES: frames, "truth": truth}
         with new_file(path) as partial:
@@ -140,7 +140,7 @@ def writing(
     Raises:
         ConfigError, BackendUnavailable: see `write_clips`.
     """
-    check_output_path(path)
+    check_clips_path(path)
     check_size(path, size, channels, frames_per_second=frames_per_second, zoom=zoom)
     kind = _kind(path)
     with new_file(path) if kind else new_folder(path) as partial:

@@ -14,7 +14,7 @@ from e3d_deploy.card import Card, Window
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.datasets import evaluation_data
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.rate import Selection, places, select, warn_of_interval
+from e3d_deploy.data.rate import Selection, select, selected_frames, warn_of_interval
 from e3d_deploy.data.sources import open_source
 from e3d_deploy.errors import ConfigError
 from tests.data.test_data import gray_levels, write_folder, write_video
@@ -64,10 +64,10 @@ def assert_levels(frames: Any, expected: list[int]) -> None:
 )
 def test_a_selection_has_the_nearest_frames(selection: Selection, rate: float | None, expected: list[int]) -> None:
     stride = selection.stride(rate, name="clip")
-    assert places(6, stride) == expected
+    assert selected_frames(6, stride) == expected
     playing = (np.full(1, number) for number in range(6))
     assert [int(picture[0]) for picture in select(playing, stride)] == expected
-    assert places(0, stride) == []
+    assert selected_frames(0, stride) == []
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_evaluate_cuts_windows_from_the_selected_frames(model: Path, video: Path
         ("--every", 3, Selection(every=3)),
         ("--resample", 10, Selection(resample=10.0)),
     ):
-        np.save(tmp_path / "taken.npy", frames[places(30, selection.stride(25.0, name="video"))])
+        np.save(tmp_path / "taken.npy", frames[selected_frames(30, selection.stride(25.0, name="video"))])
         reports = [
             json.loads(e3d("evaluate", model, "--data", *source, "--json").stdout)
             for source in ((video, option, number), (tmp_path / "taken.npy",))

@@ -709,7 +709,7 @@ def test_the_checksum_of_an_array_is_verified_once(
 
 def test_reading_a_large_array_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3d_deploy.data.arrays.CHUNK_BYTES", 64)
-    monkeypatch.setattr("e3d_deploy.data.arrays.TOLD_BYTES", 128)
+    monkeypatch.setattr("e3d_deploy.data.arrays.PROGRESS_BYTES", 128)
     path = tmp_path / "a.npz"
     np.savez(path, frames=np.zeros((2, 4, *SIZE, 1), np.uint8))
     told: list[str] = []

@@ -24,7 +24,7 @@ from e3d_deploy.data import videos
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.container_end import missing_end
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.rate import Selection, places, select_by_time
+from e3d_deploy.data.rate import Selection, select_by_time, selected_frames
 from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.videos import Single
 from e3d_deploy.errors import ClipError, SourceLost
@@ -636,13 +636,13 @@ def test_the_default_or_largest_stream_is_read(
 def test_frames_after_the_requested_ones_are_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--every` the check decodes no more frames, and it scales none."""
     brought: list[int] = []
-    original = videos.Bringer.__call__
+    original = videos.FrameConverter.__call__
 
-    def counting(self: videos.Bringer, frame: av.VideoFrame) -> NDArray[np.uint8]:
+    def counting(self: videos.FrameConverter, frame: av.VideoFrame) -> NDArray[np.uint8]:
         brought.append(1)
         return original(self, frame)
 
-    monkeypatch.setattr(videos.Bringer, "__call__", counting)
+    monkeypatch.setattr(videos.FrameConverter, "__call__", counting)
     monkeypatch.setattr(videos, "CHECKED", 5)
     path = write(tmp_path / "film.mp4", moving(40))
     film = play(path, form(), selection=Selection(every=4))
@@ -864,7 +864,7 @@ def test_the_rate_of_raw_dv_is_known(tmp_path: Path) -> None:
 def test_even_times_are_resampled_like_numbers(rate: float) -> None:
     interval = Fraction(1, 25)
     timed = [(7 + number * interval, number) for number in range(50)]
-    assert list(select_by_time(timed, rate, interval=interval)) == places(50, 25 / rate)
+    assert list(select_by_time(timed, rate, interval=interval)) == selected_frames(50, 25 / rate)
 
 
 def test_a_frame_is_repeated_for_each_tick_near_it() -> None:

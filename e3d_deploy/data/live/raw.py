@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.display import Bringer
+from e3d_deploy.data.display import FrameConverter
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.pictures import NEEDS_VIDEO
@@ -104,9 +104,9 @@ def _stdin() -> Any:
     return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 
-def _converter(form: Form, remarks: Remarks) -> Bringer:
+def _converter(form: Form, remarks: Remarks) -> FrameConverter:
     try:
         import av  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
-    return Bringer("stdin", form, aspect=None, remarks=remarks)
+    return FrameConverter("stdin", form, aspect=None, remarks=remarks)

@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import islice
 from threading import Event
 
-from e3d_deploy.data.display import Bringer
+from e3d_deploy.data.display import FrameConverter
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
 from e3d_deploy.data.live.bounded_queue import Ended
@@ -89,7 +89,7 @@ class Reconnecting:
 
     def _connection_pictures(self) -> Iterator[DecodedPicture]:
         """Yield the selected pictures of the current connection, in the size and channels of the model."""
-        convert = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
+        convert = FrameConverter(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
         size: tuple[int, int] | None = None
         for decoded in self._selected(self._connection.frames()):
             if size != (size := (decoded.frame.height, decoded.frame.width)):
