@@ -522,7 +522,7 @@ def _time(side: dict[str, Any]) -> str:
 def backends_table() -> str:
     """Return the two tables of all backends as Markdown, from their entries."""
     lines = ["| backend | device class | runs | ran on hardware |", "|---|---|---|---|"]
-    lines += [f"| `{spec.name}` | {spec.device} | {spec.summary} | {spec.ran} |" for spec in BACKENDS.values()]
+    lines += [f"| `{spec.name}` | {spec.device} | {spec.summary} | {spec.tested_on} |" for spec in BACKENDS.values()]
     lines += [
         "",
         f"Backends of the device class gpu need {GPU}. Precisions are those of the bundle:",

@@ -23,7 +23,7 @@ from benchmarks.common import compare, model_of, save
 from benchmarks.scheduler import bundle_of
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle, Predictor
-from e3d_deploy.runtime.aged import Aged, advance, grown
+from e3d_deploy.runtime.aged import Aged, advance, aged_stream
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import Renewal
@@ -79,7 +79,7 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
         renewal, batcher = Renewal.parse(text, CONTEXT), Batcher(predictor.backend, predictor.config)
         old = renewal.cycle * (2 * predictor.config.history_length + renewal.warm_up)
         batchers[text] = batcher
-        videos[text] = [grown(batcher, predictor.states, renewal, old + number) for number in range(streams)]
+        videos[text] = [aged_stream(batcher, predictor.states, renewal, old + number) for number in range(streams)]
 
     def rounds_of(text: str) -> Callable[[], None]:
         def call() -> None:
@@ -111,7 +111,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
     batcher, frames = Batcher(opened, bundle.config), bundle.reference()["frames"][:1]
     states: dict[int, Any] = {}
     for size in (1, 2):
-        members = grown(batcher, bundle.states, Renewal(), 50).places * size
+        members = aged_stream(batcher, bundle.states, Renewal(), 50).places * size
         states[size] = opened.gather([(one.batch.state, one.row) for one in members])
 
     def step(size: int) -> Callable[[], None]:

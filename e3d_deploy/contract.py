@@ -109,7 +109,7 @@ class States:
                 arrays[one.name][:] = one.initial
         return arrays
 
-    def grown(self, frames: int) -> dict[str, NDArray[Any]]:
+    def zeros_after(self, frames: int) -> dict[str, NDArray[Any]]:
         """Return the arrays of a stream with rings as full as after `frames` frames; all entries are zeros."""
         arrays, first = self.initial(1), {tensor.name: tensor.initial for tensor in self.tensors}
         for ring in (tensor.ring for tensor in self.tensors if tensor.ring is not None):
@@ -120,7 +120,7 @@ class States:
         """Return the number of streams in the arrays of a state."""
         return len(arrays[self.tensors[0].name])
 
-    def cleared(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def with_empty_slots_zeroed(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a state with zeros in the empty slots of its rings; the given arrays are not changed."""
         result = dict(arrays)
         for name, ring in ((tensor.name, tensor.ring) for tensor in self.tensors):
@@ -157,7 +157,7 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
     that the attention reads; `written` [B], the number of cells written to the rings;
     `memory` [B, N, D, h, w]; `window` [B, P, D − 1, h, w], the last patched frames.
 
-    Empty slots must contain zeros, because `EMPTY_BIAS` hides only zeros; `States.cleared` sets them.
+    Empty slots must contain zeros, because `EMPTY_BIAS` hides only zeros; `States.with_empty_slots_zeroed` sets them.
     """
     D, grid, K = config.window_length, config.grid_size, config.history_length
     ring = Ring(slots=K, counter="written", frames_to_fill=K - 1)  # the initial zero state is an entry

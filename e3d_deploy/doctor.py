@@ -16,7 +16,7 @@ def examine() -> dict[str, Any]:
     Imports `cuda.core` if there is an NVIDIA driver, and then TensorRT-RTX if it is installed; no other libraries.
     """
     # Computed once, because a spec may load its library.
-    refusals = {name: spec.refusal() for name, spec in BACKENDS.items()}
+    reasons = {name: spec.unsupported_reason() for name, spec in BACKENDS.items()}
     libraries = [
         {
             "library": library.module,
@@ -32,10 +32,10 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": inventory.machine(),
         "libraries": libraries,
-        "backends": {name: has_libraries(spec) and refusals[name] is None for name, spec in BACKENDS.items()},
+        "backends": {name: has_libraries(spec) and reasons[name] is None for name, spec in BACKENDS.items()},
         "contacts": contacts(),
         "cache": _cache(),
-        "warnings": _warnings([refusal for refusal in refusals.values() if refusal]),
+        "warnings": _warnings([reason for reason in reasons.values() if reason]),
     }
 
 
@@ -55,8 +55,8 @@ def _cache() -> str:
         return f"nothing is cached: {error.strerror}"
 
 
-def _warnings(refusals: list[str]) -> list[str]:
-    warnings = list(refusals)
+def _warnings(reasons: list[str]) -> list[str]:
+    warnings = list(reasons)
     if inventory.version_of(("onnxruntime",)) and inventory.version_of(("onnxruntime-gpu",)):
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "

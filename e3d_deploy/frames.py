@@ -26,7 +26,7 @@ def is_on_gpu(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
-def plain(array: Any, *, name: str = "picture") -> NDArray[Any]:
+def as_array(array: Any, *, name: str = "picture") -> NDArray[Any]:
     """Return an array of any subclass as a plain NumPy array over the same memory.
 
     Raises:
@@ -52,7 +52,7 @@ def to_input(array: Any, *, name: str = "frame", dtype: np.dtype[Any] = FLOAT32)
     Raises:
         ShapeError: The values are not floats, or some of them are masked.
     """
-    found = plain(array, name=name)
+    found = as_array(array, name=name)
     if found.dtype == dtype and found.flags.carray:
         return found
     if found.dtype.kind != "f":
@@ -72,7 +72,7 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
     Raises:
         ShapeError: The pictures have another size or type, or values that are masked, not finite or not in [0, 1].
     """
-    pictures = plain(pictures, name=name)
+    pictures = as_array(pictures, name=name)
     expected = [*image_size, channels]
     if pictures.ndim < 3 or list(pictures.shape[-3:]) != expected:
         raise ShapeError(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from e3d_deploy import libraries
-from e3d_deploy.tensorrt_library import library, refusal
+from e3d_deploy.tensorrt_library import library, unsupported_reason
 
 
 def has_library(module: str) -> bool:
@@ -91,12 +91,12 @@ def _capability(device: Any) -> str:
     return ".".join(map(str, device.compute_capability))
 
 
-def rtx_refusal() -> str | None:
+def rtx_unsupported_reason() -> str | None:
     """Return why TensorRT-RTX does not support this GPU; None if it does, or if the library or the GPU is missing."""
     try:
         device = _device()
         if device is None or not has_library("tensorrt_rtx"):
             return None
-        return refusal(library("tensorrt-rtx"), _capability(device))
+        return unsupported_reason(library("tensorrt-rtx"), _capability(device))
     except Exception:  # as in `_gpu`; and a library that does not load must not hide the other libraries
         return None

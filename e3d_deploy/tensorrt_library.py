@@ -54,7 +54,7 @@ def capabilities(rtx: Any) -> tuple[str, ...]:
     return tuple(f"{major}.{minor}" for major, minor in numbers)
 
 
-def refusal(rtx: Any, capability: str) -> str | None:
+def unsupported_reason(rtx: Any, capability: str) -> str | None:
     """Return why TensorRT-RTX does not support a compute capability, and the alternatives; None if it does."""
     known = capabilities(rtx)
     if capability in known:

@@ -42,5 +42,5 @@ TOY = BackendSpec(
     device="cpu",
     policies=frozenset({"fp32"}),
     summary="the ONNX graphs, unchanged, in NumPy",
-    ran="yes",
+    tested_on="yes",
 )

@@ -34,9 +34,9 @@ def explain(error: Exception) -> tuple[str, int]:
         if extra := extra_of(error.name or ""):
             return (f"{error.name} is not installed; {pip_install(extra)}", BackendUnavailable.exit_code)
     said = str(error).partition("\n")[0]  # PyTorch appends a C++ stack trace
-    from e3d_deploy.runtime.faults import clear
+    from e3d_deploy.runtime.faults import translated
 
-    if isinstance(clear(error), ResourceLimit):
+    if isinstance(translated(error), ResourceLimit):
         return (f"out of memory ({said}); use a smaller batch or model", ResourceLimit.exit_code)
     if isinstance(error, OSError):
         return system_error(error)

@@ -108,8 +108,8 @@ def verify(
         if against == "torch":
             yardstick = stack.enter_context(open_backend(opened, REFERENCE_BACKEND, threads=threads))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
-        computed = find(candidate.name).computed
-        ran = None if computed is None else computed(candidate)
+        count_products = find(candidate.name).count_products
+        ran = None if count_products is None else count_products(candidate)
         findings = [] if report.passed else why(opened, candidate.name, threads)
     if given is None and not report.has_no_verdict:
         record_verification(opened, report.to_dict())

@@ -12,7 +12,7 @@ from e3d_deploy.errors import StreamError
 from e3d_deploy.frames import to_frames
 from e3d_deploy.progress import Notify, Pace, silent
 from e3d_deploy.runtime.backends.rollout import rollout
-from e3d_deploy.runtime.faults import plain_errors
+from e3d_deploy.runtime.faults import translated_errors
 from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
@@ -75,7 +75,7 @@ def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *,
     predictor.check_horizon(horizon)
     result = np.empty((horizon, *seen.shape[1:]), np.float32)
     pace = Pace(total=len(seen) + horizon - 1)
-    with plain_errors():
+    with translated_errors():
         for step, (prediction, _) in enumerate(rollout(predictor.backend, seen[None], len(seen) + horizon - 1)):
             number = step - len(seen) + 1
             if not np.isfinite(prediction).all():

@@ -13,7 +13,7 @@ from e3d_deploy.measure.results import Answer, Curve, Point, StreamCurves
 from e3d_deploy.measure.tasks import Task, step_task
 from e3d_deploy.measure.timing import REPEATS, Block, Runner, blocks_in_turn
 from e3d_deploy.progress import Notify, silent
-from e3d_deploy.runtime.aged import advance, grown
+from e3d_deploy.runtime.aged import advance, aged_stream
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import NONE, Renewal, renewal_for
@@ -168,7 +168,7 @@ def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> 
         return _fixed_round(bundle, backend, streams)
     batcher, seen = Batcher(backend, bundle.config), cycle(bundle.reference()["frames"][:, None])
     old = renewal.cycle * (2 * bundle.states.slots + renewal.warm_up)
-    videos = [grown(batcher, bundle.states, renewal, old + number) for number in range(streams)]
+    videos = [aged_stream(batcher, bundle.states, renewal, old + number) for number in range(streams)]
 
     def call() -> None:
         videos[:] = advance(batcher, videos, [next(seen)] * streams)

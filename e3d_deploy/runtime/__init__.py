@@ -69,7 +69,7 @@ __all__ = [
     "load",
 ]
 
-LATER = {
+LAZY_MODULES = {
     "Bundle": "e3d_deploy.bundle.folder",
     "Predictor": "e3d_deploy.runtime.predictor",
     "SlotStream": "e3d_deploy.runtime.streams.streams",
@@ -86,8 +86,8 @@ uses only `Stream` does not import the scheduler.
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `LATER` at its first use, and store it in this module."""
-    if name not in LATER:
+    """Import a name of `LAZY_MODULES` at its first use, and store it in this module."""
+    if name not in LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(LATER[name]), name)
+    found = globals()[name] = getattr(import_module(LAZY_MODULES[name]), name)
     return found

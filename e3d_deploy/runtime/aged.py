@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.batching import Batch, Batcher, Member, Place
-from e3d_deploy.runtime.faults import plain_errors
+from e3d_deploy.runtime.faults import translated_errors
 from e3d_deploy.runtime.renewal import Renewal
 
 P = TypeVar("P", bound=Place)
@@ -79,7 +79,7 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
     ]
     rows = [row for own in rows_of for row in own]
     for together in batcher.split(rows):
-        with plain_errors():
+        with translated_errors():
             predictions, batch = batcher.step(together)
         for number, row in enumerate(together):
             row.prediction, row.after = predictions[number : number + 1], (batch, number)
@@ -100,10 +100,10 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
     ]
 
 
-def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
+def aged_stream(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
     """Return a stream whose states have the ages that they reach after `pushed` pictures, without stepping it.
 
     All tensors but the counters of the rings are zero. The stream serves to measure the time of steps.
     """
-    aged = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
+    aged = (batcher.backend.from_arrays(states.zeros_after(age)) for age in renewal.ages(pushed))
     return Aged(renewal, tuple(Place(batcher.batch(state)) for state in aged), pushed)

@@ -39,7 +39,7 @@ class Batch:
         """Members in the batch, each with its row; a plain `Place` is not recorded."""
 
     @property
-    def left(self) -> bool:
+    def is_partly_empty(self) -> bool:
         """True if some rows, but not all, have no member any more."""
         return 0 < len(set(self.members.values())) < self.rows
 
@@ -204,7 +204,7 @@ class Batcher:
         touched, self.touched = self.touched, set()
         for batch in touched:
             try:
-                for member in set(batch.members).difference(stepped_next) if batch.left else ():
+                for member in set(batch.members).difference(stepped_next) if batch.is_partly_empty else ():
                     self.move(member, Batch(self.alone(member)))
             except Exception as error:  # such as a lack of memory; the members stay where they are and lose nothing
                 self.touched.discard(batch)
@@ -217,5 +217,5 @@ class Batcher:
                     )
                 continue
             self.touched.discard(batch)
-            if batch.left:  # A member that is stepped next may fail and stay, so look at the batch again.
+            if batch.is_partly_empty:  # A member that is stepped next may fail and stay, so look at the batch again.
                 self.touched.add(batch)

@@ -18,7 +18,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
 from e3d_deploy.inventory import machine, version_of
 from e3d_deploy.libraries import LIBRARIES
-from e3d_deploy.runtime.aged import advance, grown
+from e3d_deploy.runtime.aged import advance, aged_stream
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, REFERENCE_BACKEND, candidates, find
@@ -235,7 +235,9 @@ def _stream_call(bundle: Bundle, backend: Backend) -> Callable[[], object]:
         return _step_call(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
     # The stream begins a new state with the last frame before the measurement, so that each call steps all its states.
-    streams = [grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)]
+    streams = [
+        aged_stream(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)
+    ]
 
     def call() -> None:
         streams[:] = advance(batcher, streams, [frame])

@@ -25,7 +25,7 @@ NO_MEMORY = (
 """Phrases, in lower case, in the errors of libraries that have no exception class for running out of memory."""
 
 
-def clear(error: Exception) -> Exception:
+def translated(error: Exception) -> Exception:
     """Return a `ResourceLimit` if an exception, or one of its causes, means out of memory; otherwise the exception.
 
     The causes are those of `raise ... from`.
@@ -43,14 +43,14 @@ def clear(error: Exception) -> Exception:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Replace exceptions in the `with` block by the exceptions that `clear` returns for them."""
+def translated_errors() -> Iterator[None]:
+    """Replace exceptions in the `with` block by the exceptions that `translated` returns for them."""
     try:
         yield
     except Exception as error:
-        if (cleared := clear(error)) is error:
+        if (found := translated(error)) is error:
             raise
-        raise cleared from error
+        raise found from error
 
 
 def _means_no_memory(error: BaseException) -> bool:

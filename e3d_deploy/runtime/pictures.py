@@ -12,10 +12,10 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ResourceLimit, ShapeError
 from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.backends.host import as_frames
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import translated
 
 
-def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
+def to_array(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
     """Return a picture [H, W, C] as an array that backends accept.
 
     Args:
@@ -46,16 +46,16 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
 def _as_array(picture: Any, *, gpu: bool) -> Any:
     """Return a picture of any library as a plain NumPy array, or unchanged if it is on a GPU and `gpu` allows it.
 
-    Errors are those of `take`.
+    Errors are those of `to_array`.
     """
     try:
         if isinstance(picture, np.ndarray) or not frames.is_on_gpu(picture):
-            return frames.plain(_host_array(picture))
+            return frames.as_array(_host_array(picture))
     except ShapeError:
         raise
     except Exception as error:  # Other libraries may raise errors of any type.
-        if isinstance(cleared := clear(error), ResourceLimit):
-            raise cleared from error
+        if isinstance(found := translated(error), ResourceLimit):
+            raise found from error
         raise ShapeError(f"picture: is not an array that NumPy can read ({error}); give a NumPy array") from error
     if gpu and str(picture.dtype).endswith("uint8"):
         return picture
@@ -137,13 +137,13 @@ def _overlaps_itself(array: NDArray[Any]) -> bool:
     return False
 
 
-def put(prediction: NDArray[np.float32], place: NDArray[Any]) -> None:
+def write_frame(prediction: NDArray[np.float32], place: NDArray[Any]) -> None:
     """Write a frame [C, H, W] into one entry of a forecast, converted to a picture [H, W, C] if the entry is uint8."""
     place[:] = frames.to_pictures(prediction) if place.dtype == np.uint8 else prediction
 
 
 def stack(seen: Iterable[NDArray[Any]], config: ModelConfig) -> NDArray[Any]:
-    """Return pictures from `take` in one array.
+    """Return pictures from `to_array` in one array.
 
     Returns:
         uint8 [n, H, W, C] if all n pictures are uint8, otherwise float32 [n, C, H, W].

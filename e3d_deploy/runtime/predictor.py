@@ -25,10 +25,10 @@ from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend
 from e3d_deploy.runtime.batching import Batcher, Place
-from e3d_deploy.runtime.faults import plain_errors
+from e3d_deploy.runtime.faults import translated_errors
 from e3d_deploy.runtime.process import check_stack, check_usable, in_backend, listed, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
-from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of, taken_over
+from e3d_deploy.runtime.snapshot import Owner, Snapshot, freeze_owned, renewal_of
 
 if TYPE_CHECKING:
     from e3d_deploy.runtime.streams.queues import Policy
@@ -41,7 +41,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@plain_errors()
+@translated_errors()
 def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
     """Load the bundle in `path` on a backend.
 
@@ -164,12 +164,12 @@ class Predictor:
         else:
             found, reason = default_renewal(self.card, self.context_length)
             if found.kind != "none":
-                self.say_once(
+                self.warn_once(
                     f"streams: renewal {found} takes {found.steps_per_frame:.2f} steps per frame; it is the default "
                     f"because {reason}"
                 )
         if found.context_length > self.states.slots and found.kind != "none":
-            self.say_once(
+            self.warn_once(
                 f"streams: the context of training, {found.context_length} frames, is longer than the history of "
                 f"{self.states.slots} cell states; older cell states are not recalled"
             )
@@ -179,11 +179,11 @@ class Predictor:
         """Log a warning once if a forecast is longer than the forecasts of training."""
         window = self.card.window
         if window is not None and horizon > window.horizon:
-            self.say_once(
+            self.warn_once(
                 f"forecast: the horizon is longer than the {window.horizon} frames of training; errors may grow quickly"
             )
 
-    def say_once(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
         """Log a warning unless it was logged before."""
         if text not in self._warned:
             self._warned.add(text)
@@ -289,7 +289,7 @@ class Predictor:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class StreamState:
     """Everything that a stream holds after a picture.
 
     A call of the stream replaces its moment as a whole, in one assignment. A call that is interrupted before the
@@ -318,7 +318,7 @@ class Stream:
         self.backend = predictor.backend
         self._lock = threading.Lock()
         self._batcher = Batcher(self.backend, self.config, shares=False)
-        self._now = Moment(Aged(renewal))
+        self._now = StreamState(Aged(renewal))
 
     @property
     def renewal(self) -> str:
@@ -353,7 +353,7 @@ class Stream:
         self._exclusively(self._reset)
 
     def _reset(self) -> None:
-        self._now = Moment(Aged(self._now.aged.renewal))
+        self._now = StreamState(Aged(self._now.aged.renewal))
 
     def push(self, picture: Any) -> None:
         """Advance the stream by the next picture, [H, W, C], uint8 or float in [0, 1].
@@ -373,29 +373,29 @@ class Stream:
         self._exclusively(self._push, picture)
 
     def _push(self, picture: Any) -> None:
-        seen = pictures.take(picture, self.config, gpu=self.backend.device is not None)
+        seen = pictures.to_array(picture, self.config, gpu=self.backend.device is not None)
         now, aged = self._now, self._now.aged
         if aged.renewal.kind == "replay":
             kept = np.array(seen) if isinstance(seen, np.ndarray) else self._keep(seen)
             frames = (*now.frames, kept)[-aged.renewal.context_length :]
-            self._now = Moment(Aged(aged.renewal, pushed=aged.pushed + 1), frames)
+            self._now = StreamState(Aged(aged.renewal, pushed=aged.pushed + 1), frames)
             return
         if aged.renewal.states > 1 and not isinstance(seen, np.ndarray):
             seen = self._keep(seen)
         [following] = advance(self._batcher, [aged], [seen])
-        self._now = Moment(following)
+        self._now = StreamState(following)
 
     def _keep(self, picture: Any) -> Any:
         """Return a copy of a picture on the GPU, because the caller may overwrite the original."""
         device = self.backend.device
-        assert device is not None, "`take` refuses pictures on a GPU that the backend cannot read"
+        assert device is not None, "`to_array` refuses pictures on a GPU that the backend cannot read"
         return device.keep(picture)
 
     def _on_host(self, picture: Any) -> NDArray[Any]:
         if isinstance(picture, np.ndarray):
             return picture
         device = self.backend.device
-        assert device is not None, "`take` refuses pictures on a GPU that the backend cannot read"
+        assert device is not None, "`to_array` refuses pictures on a GPU that the backend cannot read"
         return device.fetch(picture)
 
     def forecast(
@@ -438,7 +438,7 @@ class Stream:
         places = () if replays else aged.places or (self._batcher.place(),)
         return Snapshot(
             self.predictor.identity,
-            tuple(taken_over(to_arrays(alone(place))) for place in places),
+            tuple(freeze_owned(to_arrays(alone(place))) for place in places),
             None if replays else copy(aged.prediction),
             aged.pushed,
             str(aged.renewal),
@@ -463,7 +463,7 @@ class Stream:
         states = [self.backend.from_arrays(arrays) for arrays in snapshot.states if snapshot.pushed]
         places = tuple(Place(self._batcher.batch(state)) for state in states)
         frames = () if snapshot.frames is None else tuple(frame[None] for frame in snapshot.frames)
-        self._now = Moment(Aged(own, places, snapshot.pushed, copy(snapshot.prediction)), frames)
+        self._now = StreamState(Aged(own, places, snapshot.pushed, copy(snapshot.prediction)), frames)
 
     def _forecast(self, horizon: int, dtype: "type[Any]", out: NDArray[Any] | None, timeout: Timeout) -> NDArray[Any]:
         result = pictures.forecast_array(horizon, self.config, dtype, out)
@@ -473,7 +473,7 @@ class Stream:
         if not self._now.aged.places:
             if (clip := self._clip(len(result))) is not None:
                 for frame, place in zip(clip, result, strict=True):
-                    pictures.put(frame, place)
+                    pictures.write_frame(frame, place)
                 return result
             self._replay(timeout)
         aged = self._now.aged
@@ -487,7 +487,7 @@ class Stream:
                         f"forecast frame {number}: the prediction is not finite; use a shorter horizon, or export with "
                         "another precision"
                     )
-            pictures.put(prediction[0], result[number])
+            pictures.write_frame(prediction[0], result[number])
         return result
 
     def _clip(self, horizon: int) -> NDArray[np.float32] | None:
@@ -507,7 +507,7 @@ class Stream:
                 raise StreamError(
                     "forecast: a prediction is not finite; use a shorter horizon, or export with another precision"
                 )
-            self._now = Moment(replace(now.aged, prediction=forecast[:, 0]), now.frames, forecast[0])
+            self._now = StreamState(replace(now.aged, prediction=forecast[:, 0]), now.frames, forecast[0])
         return self._now.clip
 
     def _replay(self, timeout: Timeout) -> None:
@@ -551,7 +551,7 @@ class Stream:
             try:
                 # Check again: `close` and the end of Python wait only for calls that were registered before them.
                 self._check_usable()
-                with plain_errors():
+                with translated_errors():
                     return work(*args, **kwargs)
             finally:
                 del calls[self]

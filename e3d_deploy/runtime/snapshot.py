@@ -67,9 +67,11 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         frozen: dict[str, Any] = {
-            "states": tuple(ReadOnlyDict((name, fixed(one)) for name, one in state.items()) for state in self.states),
-            "prediction": None if self.prediction is None else fixed(self.prediction),
-            "frames": None if self.frames is None else fixed(self.frames),
+            "states": tuple(
+                ReadOnlyDict((name, read_only(one)) for name, one in state.items()) for state in self.states
+            ),
+            "prediction": None if self.prediction is None else read_only(self.prediction),
+            "frames": None if self.frames is None else read_only(self.frames),
         }
         for name, value in frozen.items():
             object.__setattr__(self, name, value)
@@ -226,7 +228,7 @@ def _is_array(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ..
     return array.dtype == dtype and array.shape == shape
 
 
-def fixed(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return `array` if it is read-only and owns its memory, otherwise a read-only copy."""
     if type(array) is np.ndarray and not array.flags.writeable and array.base is None:
         return array
@@ -235,7 +237,7 @@ def fixed(array: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def taken_over(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def freeze_owned(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Make the arrays of a state read-only, so that a snapshot shares them instead of copying them.
 
     The caller must hold the only references to the arrays.
@@ -302,7 +304,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return taken_over({name: archive[name] for name in archive.files})
+            return freeze_owned({name: archive[name] for name in archive.files})
     except Exception as error:  # NumPy and zipfile raise many types of errors for a damaged archive.
         raise SnapshotError(f"{path}: not a snapshot, or truncated ({error}); take it again") from error
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from e3d_deploy.errors import BundleError, ResourceLimit, StreamError
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import translated
 
 
 class OutOfMemoryError(RuntimeError):
@@ -15,7 +15,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class ChildError(ResourceLimit):
-    """Subclass of ResourceLimit, which `clear` must return unchanged."""
+    """Subclass of ResourceLimit, which `translated` must return unchanged."""
 
 
 def raised_from(error: Exception, cause: BaseException) -> Exception:
@@ -53,11 +53,11 @@ def raised_from(error: Exception, cause: BaseException) -> Exception:
     ids=lambda error: type(error).__name__,
 )
 def test_out_of_memory_is_a_resource_limit(error: Exception) -> None:
-    cleared = clear(error)
-    assert type(cleared) is ResourceLimit
-    assert str(cleared).startswith("out of memory (")
-    assert str(cleared).endswith("; close streams, or allow fewer")
-    assert "\n" not in str(cleared)
+    found = translated(error)
+    assert type(found) is ResourceLimit
+    assert str(found).startswith("out of memory (")
+    assert str(found).endswith("; close streams, or allow fewer")
+    assert "\n" not in str(found)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_out_of_memory_is_a_resource_limit(error: Exception) -> None:
     ],
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    assert clear(error) is error
+    assert translated(error) is error
 
 
 def test_a_limit_behind_another_error_counts() -> None:
     limit = ResourceLimit("the GPU has no memory left")
-    assert clear(raised_from(StreamError("frame 3"), limit)) is limit
+    assert translated(raised_from(StreamError("frame 3"), limit)) is limit
 
 
 def test_the_allocator_of_pytorch_is_understood() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
-    assert isinstance(clear(error.value), ResourceLimit)
+    assert isinstance(translated(error.value), ResourceLimit)

@@ -18,10 +18,10 @@ from e3d_deploy.export.engines.choose import check_graphs
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets, profile
 from e3d_deploy.export.engines.precision_check import prove
-from e3d_deploy.inventory import machine, rtx_refusal
+from e3d_deploy.inventory import machine, rtx_unsupported_reason
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.specs import check_runs
-from e3d_deploy.tensorrt_library import Target, library, refusal
+from e3d_deploy.tensorrt_library import Target, library, unsupported_reason
 
 RECIPE = "2"
 """Version of the builder settings in plan.py that are not options. Raise it when these settings change, so that the
@@ -189,9 +189,9 @@ def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> E
             "that an engine is for with --compute-capability"
         )
     for capability in config.compute_capabilities:
-        if words := refusal(trt, capability):
+        if words := unsupported_reason(trt, capability):
             raise ConfigError(f"compute_capabilities: {words}")
-    if not config.compute_capabilities and (words := rtx_refusal()):
+    if not config.compute_capabilities and (words := rtx_unsupported_reason()):
         remark(f"the engines are for other machines: {words}")
     if config.refittable and not machine()["nvidia_driver"]:
         raise BackendUnavailable(

@@ -77,7 +77,7 @@ REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
 """Names in CUDA's messages for reasons why a GPU cannot be used, with the E3DError to raise and its advice."""
 SPARE = 8
 """Maximum number of returned pieces of memory of the same size that are kept for reuse."""
-TURN = threading.RLock()
+GPU_LOCK = threading.RLock()
 """Lock that lets only one thread of this process use a GPU at a time.
 
 Calls from another thread, allocations in particular, may invalidate a capture by ONNX Runtime, which covers all
@@ -115,7 +115,7 @@ class Cuda:
         self._times = self._timed = False
         self._kernel: Any = None
         try:
-            with TURN:
+            with GPU_LOCK:
                 self.device = core.Device(number)
                 self.device.set_current()
                 pools = self.device.properties.memory_pools_supported
@@ -202,8 +202,8 @@ class Cuda:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Hold `TURN` within the block, and close this object if the block fails."""
-        with TURN:
+        """Hold `GPU_LOCK` within the block, and close this object if the block fails."""
+        with GPU_LOCK:
             try:
                 yield
             except CudaError as error:

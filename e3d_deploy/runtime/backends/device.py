@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError, ShapeError
-from e3d_deploy.frames import is_on_gpu, plain
-from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, as_e3d_error
+from e3d_deploy.frames import as_array, is_on_gpu
+from e3d_deploy.runtime.backends.cuda import GPU_LOCK, Cuda, CudaError, as_e3d_error
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
-from e3d_deploy.runtime.backends.lifetime import Lifetime, in_turn
+from e3d_deploy.runtime.backends.lifetime import Lifetime, exclusive
 from e3d_deploy.runtime.backends.protocol import Frame
 
 Addresses = dict[str, int]
@@ -50,7 +50,7 @@ class DeviceBackend(Lifetime):
     """True if steps run compiled; False after compilation failed; None for a backend that compiles nothing."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
-        super().__init__(TURN)
+        super().__init__(GPU_LOCK)
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes
         self._sizes: dict[int, Size] = {}
         self._ports: dict[tuple[str, int], tuple[Port, Port]] = {}
@@ -85,29 +85,29 @@ class DeviceBackend(Lifetime):
         """Time of the last call's graph on the GPU (ms); None if that call was not timed, as before `measure(True)`."""
         return self.cuda.elapsed_ms
 
-    @in_turn
+    @exclusive
     def measure(self, on: bool) -> None:
         """Switch the timing of calls on the GPU on or off."""
         with self._current():
             self.cuda.measure(on)
 
-    @in_turn
+    @exclusive
     def initial_state(self, batch: int | None = None) -> DeviceState:
         with self._current():
             return self._size(batch or self.bundle.batch).states.initial()
 
-    @in_turn
+    @exclusive
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
         with self._current():
             return self._size(len(rows)).states.gather(rows)
 
-    @in_turn
+    @exclusive
     def step(self, frame: Frame, state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
         with self._current():
             size, following = self._step(frame, state)
             return size.prediction.read(), following
 
-    @in_turn
+    @exclusive
     def step_on_device(self, frame: Any, state: DeviceState) -> tuple[DeviceArray, DeviceState]:
         """Step like `step`, but leave the prediction on the GPU; it can be passed as the next frame."""
         with self._current():
@@ -118,7 +118,7 @@ class DeviceBackend(Lifetime):
             self.cuda.synchronise()  # Then readers need not synchronise with this CUDA stream.
             return prediction, following
 
-    @in_turn
+    @exclusive
     def keep(self, picture: Any) -> DeviceArray:
         """Copy pictures on the GPU, uint8 [B, H, W, C], to memory of the backend."""
         with self._current():
@@ -128,7 +128,7 @@ class DeviceBackend(Lifetime):
             self.cuda.synchronise()  # The caller may overwrite its pictures after this returns.
             return DeviceArray(self.cuda, own, shape, np.uint8)
 
-    @in_turn
+    @exclusive
     def fetch(self, picture: DeviceArray) -> NDArray[Any]:
         """Return a host copy of a picture that `keep` returned, uint8 [1, H, W, C]."""
         with self._current():
@@ -137,22 +137,22 @@ class DeviceBackend(Lifetime):
             return port.read()
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
-        return self._run("clip", contract.CONTEXT, plain(np.asanyarray(context), name=contract.CONTEXT), None)
+        return self._run("clip", contract.CONTEXT, as_array(np.asanyarray(context), name=contract.CONTEXT), None)
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
-        given = plain(np.asanyarray(prediction), name=contract.PREDICTION)
+        given = as_array(np.asanyarray(prediction), name=contract.PREDICTION)
         return self._run("rollout", contract.PREDICTION, given, state)
 
-    @in_turn
+    @exclusive
     def to_arrays(self, state: DeviceState) -> dict[str, NDArray[Any]]:
         with self._current():
             return self._size(state.batch).states.read(state)
 
-    @in_turn
+    @exclusive
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
         with self._current():
             states = self.bundle.states
-            return self._size(states.count(arrays)).states.write(states.cleared(arrays))
+            return self._size(states.count(arrays)).states.write(states.with_empty_slots_zeroed(arrays))
 
     def free(self) -> None:
         """Free all GPU memory; states that are still referenced become invalid."""
@@ -190,7 +190,7 @@ class DeviceBackend(Lifetime):
         if is_on_gpu(frame):
             memory, shape, dtype = self.cuda.borrow(frame)
         else:
-            frame = plain(np.asanyarray(frame), name="frame")
+            frame = as_array(np.asanyarray(frame), name="frame")
             shape, dtype = frame.shape, frame.dtype
         port = size.pictures if dtype == np.uint8 else size.frame
         shared = memory is not None and shape == (1, *port.shape[1:])
@@ -208,7 +208,7 @@ class DeviceBackend(Lifetime):
             *_, height, width, channels = port.shape
             self.cuda.to_frames(port.memory, size.frame.memory, channels, height * width)
 
-    @in_turn
+    @exclusive
     def _run(
         self, graph: str, name: str, given: NDArray[np.float32], state: DeviceState | None
     ) -> tuple[NDArray[np.float32], DeviceState]:

@@ -60,11 +60,11 @@ def _openvino() -> Opener:
     return OpenVINOBackend
 
 
-def _openvino_computed(backend: "Backend") -> "Mapping[str, int]":
-    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend, computed
+def _openvino_products(backend: "Backend") -> "Mapping[str, int]":
+    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend, count_products
 
     assert isinstance(backend, OpenVINOBackend)
-    return computed(backend)
+    return count_products(backend)
 
 
 def _openvino_profiler() -> "Profiler":
@@ -115,7 +115,7 @@ ENTRIES = (
         variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt` built for this kind of GPU (TensorRT 10 or 11)",
-        ran="never",
+        tested_on="never",
     ),
     BackendSpec(
         name="tensorrt-rtx",
@@ -125,11 +125,11 @@ ENTRIES = (
         hardware=GPU,
         device="gpu",
         policies=ALL_POLICIES,  # fp8 needs compute capability 8.9 or higher.
-        refusal=inventory.rtx_refusal,
+        unsupported_reason=inventory.rtx_unsupported_reason,
         variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt-rtx` built on any machine",
-        ran="never",
+        tested_on="never",
     ),
     BackendSpec(
         name="onnxruntime-cuda",
@@ -144,7 +144,7 @@ ENTRIES = (
         # Its convolutions cannot pad only one side (microsoft/onnxruntime#26274), so it runs the shared graphs.
         variants={},
         summary="the ONNX graphs, unchanged; `onnxruntime` must be uninstalled",
-        ran="yes, an H200",
+        tested_on="yes, an H200",
     ),
     BackendSpec(
         name="torch-cuda-graph",
@@ -157,7 +157,7 @@ ENTRIES = (
         cuda_builds=("torch",),
         runs_graphs=False,
         summary="the PyTorch step with rings, as CUDA graphs for each batch size",
-        ran="yes, an H200, in bf16",
+        tested_on="yes, an H200, in bf16",
     ),
     BackendSpec(
         name="onnxruntime",
@@ -170,7 +170,7 @@ ENTRIES = (
         profiler=_onnxruntime_profiler,
         explained_by="session",
         summary="the ONNX graphs, unchanged",
-        ran="yes",
+        tested_on="yes",
     ),
     BackendSpec(
         name="openvino",
@@ -181,10 +181,10 @@ ENTRIES = (
         policies=ALL_POLICIES - {"fp8"},
         variants=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
         hinted=frozenset({"bf16"}),  # Casts in the graph would take a sixth of a step.
-        computed=_openvino_computed,
+        count_products=_openvino_products,
         profiler=_openvino_profiler,
         summary="the ONNX graphs, compiled for each batch size",
-        ran="yes",
+        tested_on="yes",
     ),
     BackendSpec(
         name="torch",
@@ -197,7 +197,7 @@ ENTRIES = (
         runs_graphs=False,
         profiler=_torch_profiler,
         summary="the PyTorch model in float32; the reference backend of `verify`",
-        ran="yes",
+        tested_on="yes",
     ),
     BackendSpec(
         name="torch-compiled",
@@ -211,7 +211,7 @@ ENTRIES = (
         last_resort="takes minutes to compile; not tried, because another backend agrees; open it by name",
         runs_graphs=False,
         summary="the PyTorch step with rings, compiled for the CPU by `torch.compile`",
-        ran="yes",
+        tested_on="yes",
     ),
     BackendSpec(
         name="emulated",
@@ -223,7 +223,7 @@ ENTRIES = (
         in_auto=False,
         explained_by="emulation",
         summary="the ONNX graphs, with low types emulated by rounding in float32; slow, for `verify`",
-        ran="yes",
+        tested_on="yes",
     ),
 )
 """All backends, in the order in which `auto` prefers them."""

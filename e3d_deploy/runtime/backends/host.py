@@ -11,7 +11,7 @@ from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime.backends.lease import Lease
-from e3d_deploy.runtime.backends.lifetime import Lifetime, in_turn
+from e3d_deploy.runtime.backends.lifetime import Lifetime, exclusive
 from e3d_deploy.runtime.backends.protocol import Frame
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,7 +88,7 @@ class HostBackend(Lifetime):
         self._run_alone(graph, shape[0], inputs, outputs)
         return output, following
 
-    @in_turn
+    @exclusive
     def _run_alone(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
         self.run(graph, batch, inputs, outputs)
 
@@ -97,7 +97,7 @@ class HostBackend(Lifetime):
         return {name: array.copy() for name, array in state.arrays.items()}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> HostState:
-        state, clean = self._empty(self.bundle.states.count(arrays)), self.bundle.states.cleared(arrays)
+        state, clean = self._empty(self.bundle.states.count(arrays)), self.bundle.states.with_empty_slots_zeroed(arrays)
         for name, array in state.arrays.items():
             array[:] = clean[name]
         return state
@@ -118,4 +118,4 @@ def as_frames(seen: Frame, config: ModelConfig) -> NDArray[Any]:
     """Convert pictures to frames; frames are returned unchanged."""
     if seen.dtype == np.uint8:
         return frames.to_frames(seen, image_size=config.image_size, channels=config.channels)
-    return frames.plain(seen, name="frame")
+    return frames.as_array(seen, name="frame")

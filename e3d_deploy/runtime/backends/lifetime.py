@@ -26,7 +26,7 @@ class Lock(Protocol):
     def __exit__(self, *_: Any) -> object: ...
 
 
-def in_turn(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B, P], T]:
+def exclusive(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B, P], T]:
     """Make a method hold the lock of its backend while it runs.
 
     Calls from other threads wait for the lock. A call from within the method, by a finalizer or a signal handler,
@@ -69,7 +69,7 @@ class Lifetime:
     """Base class of backends: a context manager that may be closed twice and refuses calls once it is closed.
 
     A subclass calls `check_open` in each method before it uses the backend's memory, and frees that memory in `free`.
-    Methods that run a graph are decorated with `in_turn`, so that only one thread runs graphs at a time.
+    Methods that run a graph are decorated with `exclusive`, so that only one thread runs graphs at a time.
 
     Args:
         lock: lock held while the backend runs and while it is closed. It must be reentrant, because garbage collection

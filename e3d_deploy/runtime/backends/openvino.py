@@ -93,7 +93,7 @@ class OpenVINOBackend(HostBackend):
         """Compile the step graph; log a warning if it does not run in its precision, or not with fused attention."""
         step = self._request("step", self.bundle.batch)
         layers = _layers(step)
-        found = _computed(layers)
+        found = _count_products(layers)
         if entry.precision in ("bf16", "int8") and 2 * found[entry.precision] < found.total():
             log.warning(
                 "openvino: only %d of %d convolutions and matrix products run in %s",
@@ -143,12 +143,12 @@ def bfloat16_settings() -> dict[str, str]:
     return settings
 
 
-def computed(backend: OpenVINOBackend) -> dict[str, int]:
+def count_products(backend: OpenVINOBackend) -> dict[str, int]:
     """Return how many convolutions and matrix products of the compiled step run in each precision."""
-    return dict(_computed(_layers(backend.requests["step", backend.bundle.batch])))
+    return dict(_count_products(_layers(backend.requests["step", backend.bundle.batch])))
 
 
-def _computed(layers: Iterable[tuple[str, str]]) -> Counter[str]:
+def _count_products(layers: Iterable[tuple[str, str]]) -> Counter[str]:
     return Counter(POLICIES.get(kind, kind) for layer, kind in layers if layer in PRODUCTS)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.frames import plain
+from e3d_deploy.frames import as_array
 from e3d_deploy.runtime.backends.protocol import Frame, State
 
 
@@ -29,7 +29,7 @@ def rollout(
         steps: number of steps; it may be less than T.
         state: state before the first step; None for the initial state of B streams.
     """
-    seen = plain(seen, name="frames")
+    seen = as_array(seen, name="frames")
     state = backend.initial_state(len(seen)) if state is None else state
     prediction = seen[:, 0]
     for t in range(steps):

@@ -46,7 +46,7 @@ class BackendSpec:
     """
     cuda_builds: tuple[str, ...] = ()
     """Python distributions that must not be CPU-only builds, whose versions end in `+cpu`."""
-    refusal: Callable[[], str | None] = lambda: None
+    unsupported_reason: Callable[[], str | None] = lambda: None
     """Return why the library does not support the GPU of this machine.
 
     It returns None if the library supports the GPU, or if the library or the GPU is missing.
@@ -60,7 +60,7 @@ class BackendSpec:
     """
     hinted: frozenset[str] = frozenset()
     """Policies for which its own graphs are in float32 and a hint tells its library the precision to compute in."""
-    computed: "Callable[[Backend], Mapping[str, int]] | None" = None
+    count_products: "Callable[[Backend], Mapping[str, int]] | None" = None
     """Return how many convolutions and matrix products of an opened backend's step run in each precision.
 
     None if the library does not report this.
@@ -76,7 +76,7 @@ class BackendSpec:
     """
     summary: str
     """Description for the docs."""
-    ran: str
+    tested_on: str
     """Hardware that it was tested on, for the docs."""
 
     @property

@@ -65,7 +65,7 @@ def installed() -> list[str]:
 
     Their libraries and driver are installed, and their library supports the GPU.
     """
-    return [spec.name for spec in BACKENDS.values() if has_libraries(spec) and spec.refusal() is None]
+    return [spec.name for spec in BACKENDS.values() if has_libraries(spec) and spec.unsupported_reason() is None]
 
 
 def candidates() -> list[str]:

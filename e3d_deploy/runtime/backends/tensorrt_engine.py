@@ -8,7 +8,7 @@ from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
 from e3d_deploy.runtime.backends.cuda import Cuda
-from e3d_deploy.tensorrt_library import Target, library, make_logger, refusal, remedy
+from e3d_deploy.tensorrt_library import Target, library, make_logger, remedy, unsupported_reason
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Engine:
         self.trt, self.cuda, self.batch = library(target), cuda, bundle.batch
         self.name = f"{bundle.path / 'engines' / graph}.{target}.plan"
         self.logger = make_logger(self.trt)
-        if target == "tensorrt-rtx" and (words := refusal(self.trt, cuda.compute_capability)):
+        if target == "tensorrt-rtx" and (words := unsupported_reason(self.trt, cuda.compute_capability)):
             raise BackendUnavailable(f"{target}: {words}")
         plan = load_plan(
             bundle, graph, target=target, version=self.trt.__version__, compute_capability=cuda.compute_capability

@@ -89,9 +89,9 @@ class Queues:
         """Streams to be removed, each with True if it was dropped without `close`."""
         self.dropped = False
         """True once the `Streams` object was dropped without `close`."""
-        self.resting: list[Reply[None]] = []
+        self.draining: list[Reply[None]] = []
         """Replies that calls of `rest` wait for."""
-        self.is_quiet = False
+        self.ignores_messages = False
         """True once Python is shutting down and only messages of exit handlers are read."""
 
     # Any thread may call the methods below.
@@ -253,7 +253,7 @@ class Queues:
         self.closing = True
         self.mailbox.put(None)
 
-    def rest(self) -> None:
+    def drain(self) -> None:
         """Make the thread drop all queued items, and wait until it has nothing to do; called at the end of Python."""
         reply: Reply[None] = Reply()
         self.mailbox.put(reply)
@@ -269,10 +269,10 @@ class Queues:
 
     # Only the thread that steps the streams calls the methods below.
 
-    def listen(self, *, busy: bool) -> None:
+    def read_messages(self, *, busy: bool) -> None:
         """Read all messages, and unless `busy`, wait until there is something to do."""
         self._read()
-        while not (busy or self.closing or self.closed or self.resting) and (delay := self.delay()):
+        while not (busy or self.closing or self.closed or self.draining) and (delay := self.delay()):
             self._handle(sleep(self.mailbox, delay))
             self._read()
 
@@ -282,11 +282,11 @@ class Queues:
 
     def _handle(self, message: Any) -> None:
         if isinstance(message, Reply):
-            self.resting.append(message)
+            self.draining.append(message)
             return
         if isinstance(message, AtExit):
             message = message.message
-        elif self.is_quiet:
+        elif self.ignores_messages:
             return
         if isinstance(message, ITEMS):
             self._handle_item(message)

@@ -24,9 +24,9 @@ from e3d_deploy.runtime.aged import next_members
 from e3d_deploy.runtime.arguments import Timeout
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.batching import Batcher, Member
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import translated
 from e3d_deploy.runtime.renewal import Renewal
-from e3d_deploy.runtime.snapshot import Snapshot, taken_over
+from e3d_deploy.runtime.snapshot import Snapshot, freeze_owned
 from e3d_deploy.runtime.streams.queues import Queues
 from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Gone, Job, Push, Row, Video
 from e3d_deploy.runtime.streams.waiting import FOREVER
@@ -78,7 +78,7 @@ class Scheduler:
                 ) from error
             raise
         # A thread that is inside a library when the interpreter is destroyed would abort the process.
-        process.wait_at_exit(self, self.queues.rest)
+        process.wait_at_exit(self, self.queues.drain)
 
     def forecast(self, forecast: Forecast, timeout: Timeout, what: str) -> NDArray[Any]:
         """Queue a forecast, wait for it, and return its result; it starts after everything queued before it.
@@ -132,7 +132,7 @@ class Scheduler:
         if process.is_ending():
             with suppress(StreamError):  # The calling thread runs no exit handlers, so it must not wait.
                 self.queues.check()
-                self.queues.rest()
+                self.queues.drain()
 
     def begin_at(self, video: Video, snapshot: Snapshot | None, *, what: str) -> None:
         """Set a stream to a snapshot, or to the initial state if `snapshot` is None, and wait until that is done.
@@ -205,12 +205,12 @@ class Scheduler:
     def _round(self) -> bool:
         """Wait for work and do one round of it; return False once the streams are closed."""
         queues = self.queues
-        queues.listen(busy=bool(self.batcher.touched))
+        queues.read_messages(busy=bool(self.batcher.touched))
         if queues.closing:
             return False
         while queues.closed:
             self._forget_closed(*queues.closed.pop())
-        if queues.resting:
+        if queues.draining:
             self._rest()
         for job in queues.take_jobs():  # Jobs come before steps, because they may drop items that would be stepped.
             _run_job(job)
@@ -231,9 +231,9 @@ class Scheduler:
             queues.clear(video, "closed", error, jobs=True)
         for forecast in list(queues.forecasts):
             self._finish(forecast, error)
-        queues.is_quiet = True
-        while queues.resting:
-            queues.resting.pop().give(None)
+        queues.ignores_messages = True
+        while queues.draining:
+            queues.draining.pop().give(None)
         queues.bell.ring()
 
     def _forget_closed(self, video: Video, dropped: bool) -> None:
@@ -403,7 +403,7 @@ class Scheduler:
             else:
                 forecast.member = Member(video.members[0].batch, video.members[0].row)
         except Exception as error:  # such as a lack of memory; the stream is unaffected
-            forecast.reply.give(clear(error))
+            forecast.reply.give(translated(error))
             return
         video.forecast, forecast.changes = forecast, video.changes
         self.queues.forecasts.append(forecast)
@@ -423,9 +423,9 @@ class Scheduler:
 
     def _add_frame(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
-            pictures.put(prediction[0], forecast.result[forecast.number])
+            pictures.write_frame(prediction[0], forecast.result[forecast.number])
         except Exception as error:  # such as a lack of memory; the stream is unaffected
-            self._finish(forecast, clear(error))
+            self._finish(forecast, translated(error))
             return
         forecast.number, forecast.seen = forecast.number + 1, prediction
         if forecast.number == len(forecast.result):
@@ -473,7 +473,7 @@ class Scheduler:
 
     def _handle_error(self, runner: Push | Forecast, error: Exception) -> None:
         """Fail the stream of a picture, or a forecast, after its step raised an error."""
-        cause = clear(error)
+        cause = translated(error)
         # Log the traceback as text, and then remove it from the error: a traceback refers to stack frames, which refer
         # to states, and a log record or a caller may hold the error for long.
         self._log(logging.WARNING, f"streams: a step failed: {''.join(traceback.format_exception(error)).strip()}")
@@ -497,7 +497,7 @@ class Scheduler:
         members = [] if replays else video.members or [self.batcher.member()]
         return Snapshot(
             identity,
-            tuple(taken_over(to_arrays(alone(member))) for member in members),
+            tuple(freeze_owned(to_arrays(alone(member))) for member in members),
             None if replays else copy(video.prediction),
             video.pushed,
             str(video.renewal),
@@ -505,7 +505,7 @@ class Scheduler:
             pictures.stack(video.frames, self.batcher.config) if replays else None,
         )
 
-    def put_beside(self, video: Video, other: Video) -> None:
+    def fork(self, video: Video, other: Video) -> None:
         """Set `other` to the position of `video`; runs as a job."""
         self._leave(other)
         other.members = [Member(member.batch, member.row) for member in video.members]
@@ -547,7 +547,7 @@ def _run_job(job: Job) -> None:
     try:
         job.reply.give(job.function())
     except Exception as error:
-        job.reply.give(clear(error))
+        job.reply.give(translated(error))
     except BaseException as error:  # The error ends the thread, so the waiting caller must get its reply first.
         job.reply.give(error)
         raise

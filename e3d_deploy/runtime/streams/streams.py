@@ -13,7 +13,7 @@ from e3d_deploy.errors import ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures, process
 from e3d_deploy.runtime.arguments import Timeout, check_count, check_ms
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import translated
 from e3d_deploy.runtime.renewal import NONE, Renewal
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
 from e3d_deploy.runtime.streams.queues import Policy, Queues, failed
@@ -245,9 +245,9 @@ class SlotStream:
         if deadline_ms is not None:
             deadline_ms = check_ms("deadline_ms", deadline_ms)
         try:
-            seen = pictures.take(picture, self._streams.config).copy()
+            seen = pictures.to_array(picture, self._streams.config).copy()
         except MemoryError as error:
-            raise clear(error) from error
+            raise translated(error) from error
         queues.push(self._video, seen, deadline_ms, timeout)
         if process.is_ending():  # The thread must be idle when the interpreter is destroyed.
             self.wait()
@@ -327,7 +327,7 @@ class SlotStream:
             if out is not None:
                 result = np.empty(result.shape, dtype)
         except MemoryError as error:
-            raise clear(error) from error
+            raise translated(error) from error
         self._streams.on_horizon(horizon)
         return Forecast(self._video, result, time.perf_counter())
 
@@ -396,7 +396,7 @@ class SlotStream:
         # The video's own renewal: its context length may come from a snapshot and differ from the default.
         fork = self._streams._add(self._video.renewal)
         try:
-            self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video), what="fork")
+            self._scheduler.call(self._video, lambda: self._scheduler.fork(self._video, fork._video), what="fork")
         except BaseException:
             fork.close()
             raise

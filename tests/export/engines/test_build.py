@@ -379,7 +379,7 @@ def test_an_option_that_a_library_lacks_is_refused(
 
 def test_rtx_remarks_that_engines_are_for_other_machines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
-    monkeypatch.setattr(build_module, "rtx_refusal", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
+    monkeypatch.setattr(build_module, "rtx_unsupported_reason", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
     remarks: list[str] = []
     build(Bundle.open(bundle_path), "tensorrt-rtx", remark=remarks.append)
     assert remarks[0] == "the engines are for other machines: TensorRT-RTX 1.7.1 neither builds for …"

@@ -149,7 +149,7 @@ def test_attention_in_bfloat16_is_fused_only_with_amx(
 def test_the_number_of_products_in_bfloat16_is_reported(low: Path) -> None:
     bundle = Bundle.open(low)
     with open_backend(bundle, "openvino", threads=1) as backend:
-        counted = find("openvino").computed
+        counted = find("openvino").count_products
         assert counted is not None
         found = counted(backend)
         assert found["bf16"] > 0.5 * sum(found.values())
@@ -181,5 +181,5 @@ def test_products_in_another_precision_are_logged(
 ) -> None:
     monkeypatch.setattr(module, "bfloat16_settings", lambda: {})
     with caplog.at_level(logging.WARNING), open_backend(Bundle.open(low), "openvino") as backend:
-        count = sum(module.computed(backend).values())  # type: ignore[arg-type]
+        count = sum(module.count_products(backend).values())  # type: ignore[arg-type]
     assert f"only 0 of {count} convolutions and matrix products run in bf16" in caplog.text

@@ -630,13 +630,13 @@ def test_rtx_is_not_recommended_for_an_unsupported_gpu(monkeypatch: pytest.Monke
     assert any("nor runs on compute capability 9.0" in words for words in doctor.examine()["warnings"])
     device.compute_capability = (8, 9)
     assert TARGET in installed()
-    assert inventory.rtx_refusal() is None
+    assert inventory.rtx_unsupported_reason() is None
 
 
 def test_doctor_queries_the_support_of_rtx_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each query initialises CUDA and imports TensorRT-RTX."""
     asked: list[None] = []
-    asking = replace(BACKENDS[TARGET], refusal=lambda: asked.append(None))
+    asking = replace(BACKENDS[TARGET], unsupported_reason=lambda: asked.append(None))
     monkeypatch.setitem(BACKENDS, TARGET, asking)
     doctor.examine()
     assert len(asked) == 1

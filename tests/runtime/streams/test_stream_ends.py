@@ -120,7 +120,7 @@ def test_what_passed_the_check_just_before_the_end_of_python_is_not_stepped(
 ) -> None:
     with predictor.streams() as streams, streams.open() as stream:
         pushed(stream, 1).wait()
-        streams.scheduler.queues.rest()
+        streams.scheduler.queues.drain()
         pushed(stream, 2)
         until(streams.scheduler.queues.mailbox.empty)
         streams.close()

@@ -307,7 +307,7 @@ def test_no_memory_for_a_copy_is_a_limit_of_resources(predictor: Predictor, monk
 
     with predictor.streams() as streams:
         stream = streams.open()
-        monkeypatch.setattr("e3d_deploy.runtime.pictures.take", lambda *_: Full())
+        monkeypatch.setattr("e3d_deploy.runtime.pictures.to_array", lambda *_: Full())
         with pytest.raises(ResourceLimit, match="out of memory"):
             pushed(stream, 1)
 
