@@ -20,7 +20,7 @@ from e3d_deploy.runtime import process
 from e3d_deploy.runtime.arguments import Timeout, check_count, check_ms
 from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.streams.counters import Counters
-from e3d_deploy.runtime.streams.requests import CLOSED, AtExit, Forecast, Gone, Job, Push, Row, Video
+from e3d_deploy.runtime.streams.requests import CLOSED, AtExit, Forecast, Gone, Job, Push, Row, ScheduledStream
 from e3d_deploy.runtime.streams.waiting import Bell, Reply, sleep
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
@@ -64,8 +64,8 @@ class Queues:
         # signal handler may interrupt the holder and take the lock again in the same thread.
         self.lock = threading.RLock()
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
-        """Messages: an appended item, a closed video, a `Gone`, a `Reply` for `rest`, or None to wake the thread."""
-        self.videos: dict[Video, Gone] = {}
+        """Messages: an appended item, a closed stream, a `Gone`, a `Reply` for `drain`, or None to wake the thread."""
+        self.streams: dict[ScheduledStream, Gone] = {}
         """Streams, each with a weak reference to the user's object; closed streams until the thread removes them."""
         self.closing = False
         self.broken = ""
@@ -76,28 +76,28 @@ class Queues:
         self.ended = True
         """True before the thread starts and after it has ended."""
         # Only the thread that steps the streams uses the attributes below.
-        self.waiting: dict[Video, None] = {}
+        self.waiting: dict[ScheduledStream, None] = {}
         """Streams with a picture or a request in their queues."""
         self.first = 0.0
         """Time of the oldest item in the queues of `waiting` (s, of `time.perf_counter`)."""
-        self.jobs: dict[Video, None] = {}
+        self.jobs: dict[ScheduledStream, None] = {}
         """Streams with a job in their queue."""
-        self.failed: set[Video] = set()
+        self.failed: set[ScheduledStream] = set()
         self.forecasts: list[Forecast] = []
         """Forecasts in progress."""
-        self.closed: list[tuple[Video, bool]] = []
+        self.closed: list[tuple[ScheduledStream, bool]] = []
         """Streams to be removed, each with True if it was dropped without `close`."""
         self.dropped = False
         """True once the `Streams` object was dropped without `close`."""
         self.draining: list[Reply[None]] = []
-        """Replies that calls of `rest` wait for."""
+        """Replies that calls of `drain` wait for."""
         self.ignores_messages = False
         """True once Python is shutting down and only messages of exit handlers are read."""
 
     # Any thread may call the methods below.
 
-    def check(self, video: Video | None = None, *, healthy: bool = True) -> None:
-        """Check that this thread may use the streams, and the stream `video`, at this moment.
+    def check(self, stream: ScheduledStream | None = None, *, healthy: bool = True) -> None:
+        """Check that this thread may use the streams, and `stream`, at this moment.
 
         Args:
             healthy: also refuse a stream that has failed.
@@ -117,10 +117,10 @@ class Queues:
                 "streams: got a call inside a step, which would wait for the end of the step; in a finalizer or a "
                 "signal handler, call only `close` and `stats`, and make other calls in another thread"
             )
-        if self.closing or (video is not None and video.closed):
+        if self.closing or (stream is not None and stream.closed):
             raise self.closed_error()
-        if healthy and video is not None and video.failure is not None:
-            raise StreamError(failed(video)) from video.failure
+        if healthy and stream is not None and stream.failure is not None:
+            raise StreamError(failed(stream)) from stream.failure
 
     def closed_error(self) -> StreamError:
         """Return the error for any use of the streams after their thread has ended."""
@@ -128,27 +128,27 @@ class Queues:
             f"streams: stopped after an internal error ({self.broken}); open new streams" if self.broken else CLOSED
         )
 
-    def open_videos(self) -> list[Video]:
+    def open_streams(self) -> list[ScheduledStream]:
         """Return the streams that are neither closed nor dropped."""
         # Iterate over a copy, because the thread may change the dictionary.
-        return [video for video, owner in self.videos.copy().items() if not video.closed and owner() is not None]
+        return [stream for stream, owner in self.streams.copy().items() if not stream.closed and owner() is not None]
 
-    def add(self, video: Video, owner: object, fits: Callable[[Collection[Video]], bool]) -> bool:
+    def add(self, stream: ScheduledStream, owner: object, fits: Callable[[Collection[ScheduledStream]], bool]) -> bool:
         """Add a stream, unless `fits` returns False for the open streams and the new one.
 
         Returns:
             True if the stream was added.
         """
         # Check before the lock: in a forked process, the lock may be held by a thread that does not exist here.
-        self.check(video)
+        self.check(stream)
         with self.lock:
-            self.videos[video] = Gone(owner, self.mailbox.put, video)
-            if fits(self.open_videos()):
+            self.streams[stream] = Gone(owner, self.mailbox.put, stream)
+            if fits(self.open_streams()):
                 return True
-            self.videos.pop(video, None)
+            self.streams.pop(stream, None)
             return False
 
-    def push(self, video: Video, seen: Frame, deadline_ms: float | None, timeout: Timeout) -> None:
+    def push(self, stream: ScheduledStream, seen: Frame, deadline_ms: float | None, timeout: Timeout) -> None:
         """Append a picture to the queue of a stream; the caller must not change the picture's memory afterwards.
 
         Raises:
@@ -157,32 +157,32 @@ class Queues:
         """
         came = time.perf_counter()
         deadline = math.inf if deadline_ms is None else came + deadline_ms / 1000
-        while not self._push(video, seen, came, deadline):
-            self._wait_for_room(video, lambda: len(video.pictures) < self.queue_length, timeout, "push")
+        while not self._push(stream, seen, came, deadline):
+            self._wait_for_room(stream, lambda: len(stream.pictures) < self.queue_length, timeout, "push")
 
-    def _push(self, video: Video, seen: Frame, came: float, deadline: float) -> bool:
-        self.check(video)
+    def _push(self, stream: ScheduledStream, seen: Frame, came: float, deadline: float) -> bool:
+        self.check(stream)
         with self.lock:
-            if (waiting := len(video.pictures)) >= self.queue_length:
+            if (waiting := len(stream.pictures)) >= self.queue_length:
                 match self.policy:
                     case "block":
                         return False
                     case "drop-newest":
-                        self.drop(video, "full")
+                        self.drop(stream, "full")
                         return True
                     case "refuse":
-                        self.drop(video, "refused")
+                        self.drop(stream, "refused")
                         raise StreamError(
                             f"stream: {waiting} pictures are queued already; push less often, or use another policy"
                         )
-            video.newest += 1
-            self._put(video.pictures, Push(video, seen, came, deadline, video.newest))
-            while len(video.pictures) > self.queue_length:
+            stream.newest += 1
+            self._put(stream.pictures, Push(stream, seen, came, deadline, stream.newest))
+            while len(stream.pictures) > self.queue_length:
                 try:
-                    video.pictures.remove(video.pictures[0])
+                    stream.pictures.remove(stream.pictures[0])
                 except (IndexError, ValueError):  # The thread has just taken the picture, so there may be room.
                     continue
-                self.drop(video, "full")
+                self.drop(stream, "full")
         return True
 
     def ask(self, request: Forecast | Job, timeout: Timeout | None, what: str) -> None:
@@ -195,19 +195,19 @@ class Queues:
         Raises:
             StreamError: the stream was closed or has failed, or the queue has no room for another forecast.
         """
-        video, is_forecast = request.video, isinstance(request, Forecast)
+        stream, is_forecast = request.stream, isinstance(request, Forecast)
         while True:
-            self.check(video, healthy=is_forecast)
+            self.check(stream, healthy=is_forecast)
             with self.lock:
-                if not is_forecast or len(video.requests) < MAX_REQUESTS:
-                    request.turn = video.newest
-                    self._put(video.requests, request)
+                if not is_forecast or len(stream.requests) < MAX_REQUESTS:
+                    request.turn = stream.newest
+                    self._put(stream.requests, request)
                     return
             if timeout is None or self.policy != "block":
                 raise StreamError(
                     f"stream: {MAX_REQUESTS} forecasts are queued already; await some before you request another"
                 )
-            self._wait_for_room(video, lambda: len(video.requests) < MAX_REQUESTS, timeout, what)
+            self._wait_for_room(stream, lambda: len(stream.requests) < MAX_REQUESTS, timeout, what)
 
     def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
         message = self._message(item)
@@ -219,14 +219,14 @@ class Queues:
         if self.closing:  # The thread may have read the queues for the last time before the item was appended.
             raise self.closed_error()
 
-    def _wait_for_room(self, video: Video, is_room: Callable[[], bool], timeout: Timeout, what: str) -> None:
+    def _wait_for_room(self, stream: ScheduledStream, is_room: Callable[[], bool], timeout: Timeout, what: str) -> None:
         def is_over() -> bool:
-            return is_room() or self.closing or video.closed or video.failure is not None
+            return is_room() or self.closing or stream.closed or stream.failure is not None
 
-        if not video.room.wait(is_over, timeout):
+        if not stream.room.wait(is_over, timeout):
             raise timeout.error(what)
 
-    def _message(self, content: "Push | Forecast | Job | Video") -> Any:
+    def _message(self, content: "Push | Forecast | Job | ScheduledStream") -> Any:
         """Return the message to put into the mailbox; during shutdown, marked as a message of an exit handler.
 
         Raises:
@@ -237,15 +237,15 @@ class Queues:
             return AtExit(content)
         return content
 
-    def end(self, video: Video) -> None:
+    def end(self, stream: ScheduledStream) -> None:
         """Close a stream, without taking a lock or waiting, because the garbage collector may call this anywhere."""
         try:
             process.check_usable(self.pid)
-            message = self._message(video)
+            message = self._message(stream)
         except StreamError:  # This process was forked, or Python is shutting down.
             return
-        if not video.closed:
-            video.closed = True
+        if not stream.closed:
+            stream.closed = True
             self.mailbox.put(message)
 
     def close(self) -> None:
@@ -259,12 +259,12 @@ class Queues:
         self.mailbox.put(reply)
         self.bell.wait(lambda: reply.done or self.ended)
 
-    def drop(self, video: Video, reason: str, count: int = 1) -> None:
+    def drop(self, stream: ScheduledStream, reason: str, count: int = 1) -> None:
         """Count pictures that were dropped.
 
         Callers count `full` and `refused` while they hold the lock; the thread counts the other reasons.
         """
-        for counters in (video.counters, self.counters):
+        for counters in (stream.counters, self.counters):
             counters.dropped[reason] += count
 
     # Only the thread that steps the streams calls the methods below.
@@ -290,74 +290,74 @@ class Queues:
             return
         if isinstance(message, ITEMS):
             self._handle_item(message)
-        elif isinstance(message, Video):
+        elif isinstance(message, ScheduledStream):
             self.closed.append((message, False))
         elif isinstance(message, Gone):
-            if message.video is None:
+            if message.stream is None:
                 self.closing, self.dropped = True, not self.closing
             else:
-                self.closed.append((message.video, not message.video.closed))
+                self.closed.append((message.stream, not message.stream.closed))
 
     def _handle_item(self, item: Push | Forecast | Job) -> None:
-        video = item.video
-        if video.closed:  # The item was appended while the stream was being closed.
-            self.closed.append((video, False))
+        stream = item.stream
+        if stream.closed:  # The item was appended while the stream was being closed.
+            self.closed.append((stream, False))
             return
-        if video.failure is not None:  # The item was appended while the stream was failing.
-            self.clear(video, "failed", StreamError(failed(video)))
+        if stream.failure is not None:  # The item was appended while the stream was failing.
+            self.clear(stream, "failed", StreamError(failed(stream)))
         if not self.waiting:
             self.first = item.came
-        self.waiting[video] = None
+        self.waiting[stream] = None
         if isinstance(item, Job):
-            self.jobs[video] = None
+            self.jobs[stream] = None
 
-    def clear(self, video: Video, reason: str, error: StreamError, *, jobs: bool = False) -> None:
+    def clear(self, stream: ScheduledStream, reason: str, error: StreamError, *, jobs: bool = False) -> None:
         """Drop all pictures and forecasts in the queues of a stream; waiting callers receive `error`.
 
         Args:
             reason: reason to count the pictures under, one of `DROPS`.
             jobs: also drop the jobs.
         """
-        self._drop_before(video, None, reason, error)
-        while jobs and video.requests:
-            video.requests.popleft().reply.give(StreamError(str(error)))
+        self._drop_before(stream, None, reason, error)
+        while jobs and stream.requests:
+            stream.requests.popleft().reply.give(StreamError(str(error)))
 
-    def _drop_before(self, video: Video, job: Job | None, reason: str, error: StreamError) -> None:
+    def _drop_before(self, stream: ScheduledStream, job: Job | None, reason: str, error: StreamError) -> None:
         """Drop all pictures and forecasts that were requested before `job`, or all if `job` is None."""
-        while (push := first(video.pictures)) is not None and (job is None or push.number <= job.turn):
+        while (push := first(stream.pictures)) is not None and (job is None or push.number <= job.turn):
             if self._remove(push):
-                self.drop(video, reason)
+                self.drop(stream, reason)
         kept: list[Forecast | Job] = []
-        while (request := first(video.requests)) is not None and request is not job:
-            video.requests.popleft()
+        while (request := first(stream.requests)) is not None and request is not job:
+            stream.requests.popleft()
             if isinstance(request, Forecast):
                 request.reply.give(StreamError(str(error)))
             else:
                 kept.append(request)
-        video.requests.extendleft(reversed(kept))
-        video.room.ring()
+        stream.requests.extendleft(reversed(kept))
+        stream.room.ring()
 
     def _remove(self, push: Push) -> bool:
         """Remove a picture from its queue; return False if a push has just dropped the picture."""
         try:
-            push.video.pictures.remove(push)
+            push.stream.pictures.remove(push)
         except ValueError:
             return False
         return True
 
-    def fail(self, video: Video, failure: StreamError) -> None:
+    def fail(self, stream: ScheduledStream, failure: StreamError) -> None:
         """Mark a stream as failed, and drop its queued pictures and forecasts."""
-        if not video.closed:
-            video.failure = failure
-            self.failed.add(video)
-            for counters in (video.counters, self.counters):
+        if not stream.closed:
+            stream.failure = failure
+            self.failed.add(stream)
+            for counters in (stream.counters, self.counters):
                 counters.failures += 1
-            self.clear(video, "failed", StreamError(failed(video)))
+            self.clear(stream, "failed", StreamError(failed(stream)))
 
-    def heal(self, video: Video) -> None:
+    def heal(self, stream: ScheduledStream) -> None:
         """Make a stream that has failed usable again."""
-        video.failure = None
-        self.failed.discard(video)
+        stream.failure = None
+        self.failed.discard(stream)
 
     def delay(self) -> float:
         """Return the time to wait for more streams before the next step (s); infinite if no stream is ready."""
@@ -365,22 +365,22 @@ class Queues:
             return 0
         if not self.waiting:
             return math.inf
-        if len(self.waiting) >= len(self.videos) - len(self.failed):
+        if len(self.waiting) >= len(self.streams) - len(self.failed):
             return 0
         return max(0.0, self.first + self.max_wait - time.perf_counter())
 
     def take_jobs(self) -> Iterator[Job]:
         """Yield the jobs whose turn has come and whose caller still waits."""
-        for video in list(self.jobs) if self.jobs else ():
-            for job in _jobs(video):
+        for stream in list(self.jobs) if self.jobs else ():
+            for job in _jobs(stream):
                 if job.drops and job.claim("thread"):
-                    self._drop_before(video, job, "reset", StreamError("stream: was reset before this forecast began"))
-            while isinstance(request := first(video.requests), Job) and _is_due(request):
-                video.requests.popleft()
+                    self._drop_before(stream, job, "reset", StreamError("stream: was reset before this forecast began"))
+            while isinstance(request := first(stream.requests), Job) and _is_due(request):
+                stream.requests.popleft()
                 if request.claim("thread"):
                     yield request
-            if not _jobs(video):
-                self.jobs.pop(video, None)
+            if not _jobs(stream):
+                self.jobs.pop(stream, None)
 
     def take(self, begin: Callable[[Forecast], None]) -> list[Push | Forecast]:
         """Return the items of the next steps: the next picture of each stream, and all forecasts in progress.
@@ -389,33 +389,35 @@ class Queues:
             begin: function that is called with each forecast whose turn has come.
         """
         now = time.perf_counter()
-        pushes = [push for video in self.waiting if (push := self._next_push(video, begin, now)) is not None]
-        came = {video: one.came for video in self.waiting if (one := first(video.pictures) or first(video.requests))}
+        pushes = [push for stream in self.waiting if (push := self._next_push(stream, begin, now)) is not None]
+        came = {
+            stream: one.came for stream in self.waiting if (one := first(stream.pictures) or first(stream.requests))
+        }
         self.waiting = dict.fromkeys(came)
         self.first = min(came.values(), default=now)
         return [*pushes, *self.forecasts]
 
-    def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
+    def _next_push(self, stream: ScheduledStream, begin: Callable[[Forecast], None], now: float) -> Push | None:
         while True:
             # Read the picture before the request: any request made before this picture was pushed is then visible.
-            push = first(video.pictures)
-            request = first(video.requests)
+            push = first(stream.pictures)
+            request = first(stream.requests)
             if request is not None:
                 if _is_due(request):
-                    if isinstance(request, Job) or video.forecast is not None:
+                    if isinstance(request, Job) or stream.forecast is not None:
                         return None
-                    video.requests.popleft()
-                    video.room.ring()
+                    stream.requests.popleft()
+                    stream.room.ring()
                     begin(request)
                     continue
-                push = first(video.pictures)
+                push = first(stream.pictures)
             if push is None:
                 return None
             if self._remove(push):
-                video.room.ring()
+                stream.room.ring()
                 if now <= push.deadline:
                     return push
-                self.drop(video, "late")
+                self.drop(stream, "late")
 
     def in_time(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows that may be stepped now.
@@ -427,7 +429,7 @@ class Queues:
             if isinstance(push := row.owner, Push) and not push.over:
                 if push.started is None and now > push.deadline:
                     push.over, push.rows = True, []
-                    self.drop(push.video, "late")
+                    self.drop(push.stream, "late")
                 push.started = push.started or now
         return [row for row in rows if isinstance(row.owner, Forecast) or not row.owner.over]
 
@@ -443,17 +445,17 @@ def first(queue: "deque[T]") -> T | None:
     return queue[0] if queue else None
 
 
-def failed(video: Video) -> str:
+def failed(stream: ScheduledStream) -> str:
     """Return the text of the error for any use of a stream that has failed."""
-    return f"stream: failed at {video.failure}; reset or restore it"
+    return f"stream: failed at {stream.failure}; reset or restore it"
 
 
-def _jobs(video: Video) -> list[Job]:
+def _jobs(stream: ScheduledStream) -> list[Job]:
     # Iterate over a copy, because callers may append to the queue.
-    return [request for request in list(video.requests) if isinstance(request, Job)]
+    return [request for request in list(stream.requests) if isinstance(request, Job)]
 
 
 def _is_due(request: Forecast | Job) -> bool:
     """Return True if all pictures that were pushed before the request are done."""
-    push = first(request.video.pictures)
+    push = first(request.stream.pictures)
     return push is None or push.number > request.turn

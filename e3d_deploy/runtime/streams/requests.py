@@ -1,4 +1,4 @@
-"""Records that callers and the thread that steps the streams exchange: videos, pictures, forecasts and jobs."""
+"""Records that callers and the thread that steps the streams exchange: streams, pictures, forecasts and jobs."""
 
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +22,7 @@ CLOSED = "stream: used after it was closed; open another"
 
 
 @dataclass(eq=False, slots=True)
-class Video:
+class ScheduledStream:
     """State, queues and counters of one stream; `SlotStream` is the user's handle to it.
 
     Callers append to `pictures` and `requests`, count up `newest`, and set `closed`. Only the thread that steps the
@@ -66,18 +66,18 @@ class Gone(ref[Any]):
     Args:
         owner: the user's object: a `SlotStream`, or `Streams`.
         tell: function that is called with this reference.
-        video: video of the `SlotStream`; None for `Streams`.
+        stream: stream of the `SlotStream`; None for `Streams`.
     """
 
-    __slots__ = ("video",)
-    video: Video | None
+    __slots__ = ("stream",)
+    stream: ScheduledStream | None
 
-    def __new__(cls, owner: object, tell: Callable[[Any], object], video: Video | None) -> "Gone":
+    def __new__(cls, owner: object, tell: Callable[[Any], object], stream: ScheduledStream | None) -> "Gone":
         gone = super().__new__(cls, owner, tell)
-        gone.video = video
+        gone.stream = stream
         return gone
 
-    def __init__(self, owner: object, tell: Callable[[Any], object], video: Video | None) -> None:
+    def __init__(self, owner: object, tell: Callable[[Any], object], stream: ScheduledStream | None) -> None:
         super().__init__(owner, tell)  # type: ignore[call-arg]  # The stub of `ref` declares no arguments.
 
 
@@ -102,7 +102,7 @@ class Row:
 class Push:
     """Picture that was pushed, from its queue to the end of its steps."""
 
-    video: Video
+    stream: ScheduledStream
     seen: Frame
     came: float
     """Time of the push (s, of `time.perf_counter`)."""
@@ -130,7 +130,7 @@ class Forecast:
     it.
     """
 
-    video: Video
+    stream: ScheduledStream
     result: NDArray[Any]
     """Frames or pictures of the forecast, in memory that only this object uses: the caller may give up early."""
     came: float
@@ -143,7 +143,7 @@ class Forecast:
     context: "deque[Frame]" = field(default_factory=deque)
     """Pictures of a `replay` stream that the forecast has not seen yet, oldest first."""
     changes: int = 0
-    """`Video.changes` when the forecast began."""
+    """`ScheduledStream.changes` when the forecast began."""
     member: Member = field(init=False)
     """Place of the forecast's own state; set when it begins."""
     seen: Frame = field(init=False)
@@ -154,7 +154,7 @@ class Forecast:
 class Job:
     """Function that the thread calls when the stream has done everything that was requested before."""
 
-    video: Video
+    stream: ScheduledStream
     function: Callable[[], Any]
     came: float
     """Time of the request (s, of `time.perf_counter`)."""
@@ -178,4 +178,4 @@ class Job:
 class AtExit:
     """Message from the thread that runs exit handlers; at the end of Python, other messages are ignored."""
 
-    message: "Push | Forecast | Job | Video"
+    message: "Push | Forecast | Job | ScheduledStream"

@@ -28,7 +28,7 @@ from e3d_deploy.runtime.faults import translated
 from e3d_deploy.runtime.renewal import Renewal
 from e3d_deploy.runtime.snapshot import Snapshot, freeze_owned
 from e3d_deploy.runtime.streams.queues import Queues
-from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Gone, Job, Push, Row, Video
+from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Gone, Job, Push, Row, ScheduledStream
 from e3d_deploy.runtime.streams.waiting import FOREVER
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,13 @@ class Scheduler:
             self._settle()
 
     def call(
-        self, video: Video, function: Callable[[], T], *, what: str, timeout: Timeout = FOREVER, drops: bool = False
+        self,
+        stream: ScheduledStream,
+        function: Callable[[], T],
+        *,
+        what: str,
+        timeout: Timeout = FOREVER,
+        drops: bool = False,
     ) -> T:
         """Call a function in the thread once everything queued before is done, and return its result.
 
@@ -108,7 +114,7 @@ class Scheduler:
             what: name of the call, for errors.
             drops: drop the pictures and forecasts queued before, and call the function without delay.
         """
-        job = Job(video, function, time.perf_counter(), drops)
+        job = Job(stream, function, time.perf_counter(), drops)
         try:
             self.queues.ask(job, timeout, what)
             if not job.reply.wait(timeout) and job.claim("caller"):
@@ -134,21 +140,21 @@ class Scheduler:
                 self.queues.check()
                 self.queues.drain()
 
-    def begin_at(self, video: Video, snapshot: Snapshot | None, *, what: str) -> None:
+    def begin_at(self, stream: ScheduledStream, snapshot: Snapshot | None, *, what: str) -> None:
         """Set a stream to a snapshot, or to the initial state if `snapshot` is None, and wait until that is done.
 
         Queued pictures and forecasts are dropped. A stream that has failed becomes usable again.
         """
 
         def begin() -> None:
-            self._set_state(video, snapshot)
-            self.queues.heal(video)
+            self._set_state(stream, snapshot)
+            self.queues.heal(stream)
 
-        self.call(video, begin, what=what, drops=True)
+        self.call(stream, begin, what=what, drops=True)
 
-    def end(self, video: Video) -> None:
+    def end(self, stream: ScheduledStream) -> None:
         """Close a stream and drop its queued items; a second call does nothing."""
-        self.queues.end(video)
+        self.queues.end(stream)
 
     def close(self, timeout_ms: float | None = None) -> None:
         """End the thread after the step in progress; all queued items fail. A second call does nothing.
@@ -193,9 +199,9 @@ class Scheduler:
 
     def _end(self) -> None:
         """Free all streams; an error with one stream does not stop the others from being freed."""
-        for video in list(self.queues.videos):
+        for stream in list(self.queues.streams):
             try:
-                self._forget(video)
+                self._forget(stream)
             except Exception as error:
                 self._log(logging.ERROR, "streams: closing a stream failed", exc_info=error)
         self.batcher.close()
@@ -227,8 +233,8 @@ class Scheduler:
         """Drop all queued items and forecasts in progress, and from then on read only messages of exit handlers."""
         queues = self.queues
         error = StreamError("streams: Python is shutting down; make the call before, or in an exit handler")
-        for video in list(queues.videos):
-            queues.clear(video, "closed", error, jobs=True)
+        for stream in list(queues.streams):
+            queues.clear(stream, "closed", error, jobs=True)
         for forecast in list(queues.forecasts):
             self._finish(forecast, error)
         queues.ignores_messages = True
@@ -236,11 +242,11 @@ class Scheduler:
             queues.draining.pop().give(None)
         queues.bell.ring()
 
-    def _forget_closed(self, video: Video, dropped: bool) -> None:
-        known = video in self.queues.videos
-        self._forget(video)
+    def _forget_closed(self, stream: ScheduledStream, dropped: bool) -> None:
+        known = stream in self.queues.streams
+        self._forget(stream)
         if dropped and known:
-            self._warn(f"SlotStream ({video.pushed} pictures seen)")
+            self._warn(f"SlotStream ({stream.pushed} pictures seen)")
 
     def _warn(self, what: str) -> None:
         try:
@@ -261,15 +267,15 @@ class Scheduler:
         """Return the rows of a picture or a forecast in this round; a picture of a `replay` stream has none."""
         if isinstance(runner, Forecast):
             return [Row(runner, runner.member)]
-        video = runner.video
-        if video.renewal.kind == "replay":
+        stream = runner.stream
+        if stream.renewal.kind == "replay":
             if (now := time.perf_counter()) > runner.deadline:
-                self.queues.drop(video, "late")
+                self.queues.drop(stream, "late")
             else:
                 self._count(runner, now, now)
                 self._keep(runner)
             return []
-        members = next_members(self.batcher, video.renewal, video.pushed, video.members)
+        members = next_members(self.batcher, stream.renewal, stream.pushed, stream.members)
         runner.rows = [Row(runner, member) for member in members]
         return runner.rows
 
@@ -349,76 +355,76 @@ class Scheduler:
         """Give up a picture, so that its stream keeps the states before the picture."""
         push.over = True
         for row in push.rows:
-            if row.member not in push.video.members:
+            if row.member not in push.stream.members:
                 self.batcher.leave(row.member)
             if row.after is not None:
                 self.batcher.touched.add(row.after[0])
         push.rows = []  # The rows refer to `push`: break the reference cycle.
 
     def _count(self, push: Push, started: float, ended: float) -> None:
-        for counters in (push.video.counters, self.queues.counters):
+        for counters in (push.stream.counters, self.queues.counters):
             counters.saw(queueing=started - push.came, latency=ended - push.came)
 
     def _advance(self, push: Push) -> None:
         """Move a stream to the states after a picture, once every state has seen the picture."""
-        video, members = push.video, [row.member for row in push.rows]
-        for ended in set(video.members).difference(members):
+        stream, members = push.stream, [row.member for row in push.rows]
+        for ended in set(stream.members).difference(members):
             self.batcher.leave(ended)
         for row in push.rows:
             assert row.after is not None
             self.batcher.move(row.member, *row.after)
         push.rows = []  # The rows refer to `push`: break the reference cycle.
-        video.members, video.prediction = members, push.prediction
-        video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
+        stream.members, stream.prediction = members, push.prediction
+        stream.pushed, stream.stepped, stream.changes = stream.pushed + 1, stream.stepped + 1, stream.changes + 1
 
     def _keep(self, push: Push) -> None:
         """Store a picture of a `replay` stream, and drop the state of its last forecast, which is out of date."""
-        video = push.video
-        self._leave(video)
-        video.frames.append(push.seen)
-        if len(video.frames) > video.renewal.context_length:
-            video.frames.popleft()
-        video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
+        stream = push.stream
+        self._leave(stream)
+        stream.frames.append(push.seen)
+        if len(stream.frames) > stream.renewal.context_length:
+            stream.frames.popleft()
+        stream.pushed, stream.stepped, stream.changes = stream.pushed + 1, stream.stepped + 1, stream.changes + 1
 
-    def _leave(self, video: Video) -> None:
+    def _leave(self, stream: ScheduledStream) -> None:
         """Drop all states of a stream, and its prediction."""
-        for member in video.members:
+        for member in stream.members:
             self.batcher.leave(member)
-        video.members, video.prediction = [], None
+        stream.members, stream.prediction = [], None
 
     def _begin(self, forecast: Forecast) -> None:
         """Start a forecast whose turn has come, from the present state of its stream."""
-        video = forecast.video
+        stream = forecast.stream
         if forecast.reply.unwanted:
             return
-        if video.prediction is None and not video.frames:
+        if stream.prediction is None and not stream.frames:
             forecast.reply.give(
                 StreamError("stream: no picture was pushed yet; push at least one picture before a forecast")
             )
             return
         try:
-            if video.prediction is None:
-                forecast.context.extend(video.frames)
+            if stream.prediction is None:
+                forecast.context.extend(stream.frames)
                 forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
             else:
-                forecast.member = Member(video.members[0].batch, video.members[0].row)
+                forecast.member = Member(stream.members[0].batch, stream.members[0].row)
         except Exception as error:  # such as a lack of memory; the stream is unaffected
             forecast.reply.give(translated(error))
             return
-        video.forecast, forecast.changes = forecast, video.changes
+        stream.forecast, forecast.changes = forecast, stream.changes
         self.queues.forecasts.append(forecast)
-        if video.prediction is not None:
-            self._add_frame(forecast, video.prediction)
+        if stream.prediction is not None:
+            self._add_frame(forecast, stream.prediction)
 
     def _continue_forecast(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         """Continue a forecast after a step: take its next picture to replay, or add the prediction to its frames."""
         if forecast.context:
             forecast.seen = forecast.context.popleft()
             return
-        video = forecast.video
+        stream = forecast.stream
         # The state has seen all stored pictures: keep it for later forecasts, unless the stream has changed since.
-        if forecast.number == 0 and forecast.changes == video.changes:
-            video.members, video.prediction = [Member(forecast.member.batch, forecast.member.row)], prediction
+        if forecast.number == 0 and forecast.changes == stream.changes:
+            stream.members, stream.prediction = [Member(forecast.member.batch, forecast.member.row)], prediction
         self._add_frame(forecast, prediction)
 
     def _add_frame(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
@@ -429,7 +435,7 @@ class Scheduler:
             return
         forecast.number, forecast.seen = forecast.number + 1, prediction
         if forecast.number == len(forecast.result):
-            for counters in (forecast.video.counters, self.queues.counters):
+            for counters in (forecast.stream.counters, self.queues.counters):
                 counters.forecast(time.perf_counter() - forecast.came)
             self._finish(forecast, forecast.result)
 
@@ -441,7 +447,7 @@ class Scheduler:
         """
         self.batcher.leave(forecast.member)
         self.queues.forecasts.remove(forecast)
-        forecast.video.forecast = None
+        forecast.stream.forecast = None
         if outcome is not None:
             forecast.reply.give(outcome)
 
@@ -461,14 +467,14 @@ class Scheduler:
             )
             self._finish(runner, StreamError(what))
             return []
-        video, frame = runner.video, runner.video.stepped
-        video.stepped += 1
-        for counters in (video.counters, self.queues.counters):
+        stream, frame = runner.stream, runner.stream.stepped
+        stream.stepped += 1
+        for counters in (stream.counters, self.queues.counters):
             counters.bad(frame)
         if self.on_bad_output == "raise":
-            self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
+            self.queues.fail(stream, StreamError(f"frame {frame}: the prediction is not finite"))
         elif self.on_bad_output == "reset":
-            self._set_state(video, None)
+            self._set_state(stream, None)
         return [f"streams: the prediction after frame {frame} of a stream is not finite ({self.on_bad_output})"]
 
     def _handle_error(self, runner: Push | Forecast, error: Exception) -> None:
@@ -480,67 +486,67 @@ class Scheduler:
         chained: BaseException | None = error
         while chained is not None and chained.__traceback__ is not None:
             chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
-        number = runner.video.stepped if isinstance(runner, Push) else runner.number
+        number = runner.stream.stepped if isinstance(runner, Push) else runner.number
         failure = StreamError(f"{'frame' if isinstance(runner, Push) else 'forecast frame'} {number}: {cause}")
         failure.__cause__ = cause
         if isinstance(runner, Push):
             self._abandon(runner)
-            runner.video.stepped += 1
-            self.queues.fail(runner.video, failure)
+            runner.stream.stepped += 1
+            self.queues.fail(runner.stream, failure)
         else:
             self._finish(runner, failure)
 
-    def snapshot(self, video: Video, identity: str) -> Snapshot:
+    def snapshot(self, stream: ScheduledStream, identity: str) -> Snapshot:
         """Return a snapshot of a stream; runs as a job."""
-        replays = video.renewal.kind == "replay"
+        replays = stream.renewal.kind == "replay"
         to_arrays, alone = self.batcher.backend.to_arrays, self.batcher.alone
-        members = [] if replays else video.members or [self.batcher.member()]
+        members = [] if replays else stream.members or [self.batcher.member()]
         return Snapshot(
             identity,
             tuple(freeze_owned(to_arrays(alone(member))) for member in members),
-            None if replays else copy(video.prediction),
-            video.pushed,
-            str(video.renewal),
-            video.renewal.context_length,
-            pictures.stack(video.frames, self.batcher.config) if replays else None,
+            None if replays else copy(stream.prediction),
+            stream.pushed,
+            str(stream.renewal),
+            stream.renewal.context_length,
+            pictures.stack(stream.frames, self.batcher.config) if replays else None,
         )
 
-    def fork(self, video: Video, other: Video) -> None:
-        """Set `other` to the position of `video`; runs as a job."""
+    def fork(self, stream: ScheduledStream, other: ScheduledStream) -> None:
+        """Set `other` to the position of `stream`; runs as a job."""
         self._leave(other)
-        other.members = [Member(member.batch, member.row) for member in video.members]
-        other.frames = video.frames.copy()
-        other.prediction, other.pushed, other.stepped = video.prediction, video.pushed, video.stepped
+        other.members = [Member(member.batch, member.row) for member in stream.members]
+        other.frames = stream.frames.copy()
+        other.prediction, other.pushed, other.stepped = stream.prediction, stream.pushed, stream.stepped
         other.changes += 1
 
-    def _set_state(self, video: Video, snapshot: Snapshot | None) -> None:
+    def _set_state(self, stream: ScheduledStream, snapshot: Snapshot | None) -> None:
         """Set a stream to a snapshot, or to the initial state if `snapshot` is None."""
         states = [] if snapshot is None else [self.batcher.backend.from_arrays(state) for state in snapshot.states]
-        self._leave(video)
-        video.frames.clear()
-        video.changes += 1
+        self._leave(stream)
+        stream.frames.clear()
+        stream.changes += 1
         if snapshot is not None:
-            video.renewal = Renewal.parse(snapshot.renewal, snapshot.context_length)
-            video.prediction = copy(snapshot.prediction)
+            stream.renewal = Renewal.parse(snapshot.renewal, snapshot.context_length)
+            stream.prediction = copy(snapshot.prediction)
             if snapshot.frames is not None:
-                video.frames.extend(frame[None].copy() for frame in snapshot.frames)
+                stream.frames.extend(frame[None].copy() for frame in snapshot.frames)
             if snapshot.pushed:
-                video.members = [Member(self.batcher.batch(state)) for state in states]
-        video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
+                stream.members = [Member(self.batcher.batch(state)) for state in states]
+        stream.pushed = stream.stepped = 0 if snapshot is None else snapshot.pushed
 
-    def _forget(self, video: Video) -> None:
+    def _forget(self, stream: ScheduledStream) -> None:
         """Remove a closed stream with its states and queued items."""
         queues, error = self.queues, self.queues.closed_error() if self.queues.closing else StreamError(CLOSED)
-        queues.videos.pop(video, None)
-        queues.failed.discard(video)
-        queues.waiting.pop(video, None)
-        queues.jobs.pop(video, None)
-        video.closed = True
-        queues.clear(video, "closed", error, jobs=True)
-        if video.forecast is not None:
-            self._finish(video.forecast, error)
-        self._leave(video)
-        video.frames.clear()
+        queues.streams.pop(stream, None)
+        queues.failed.discard(stream)
+        queues.waiting.pop(stream, None)
+        queues.jobs.pop(stream, None)
+        stream.closed = True
+        queues.clear(stream, "closed", error, jobs=True)
+        if stream.forecast is not None:
+            self._finish(stream.forecast, error)
+        self._leave(stream)
+        stream.frames.clear()
 
 
 def _run_job(job: Job) -> None:

@@ -17,7 +17,7 @@ from e3d_deploy.runtime.faults import translated
 from e3d_deploy.runtime.renewal import NONE, Renewal
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
 from e3d_deploy.runtime.streams.queues import Policy, Queues, failed
-from e3d_deploy.runtime.streams.requests import Forecast, Video
+from e3d_deploy.runtime.streams.requests import Forecast, ScheduledStream
 from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
 from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, awaited
 
@@ -108,8 +108,8 @@ class Streams:
 
     def _add(self, renewal: Renewal) -> "SlotStream":
         """Open a stream for a new video; errors are those of `open`."""
-        stream = SlotStream(self, Video(renewal))
-        if not self.scheduler.queues.add(stream._video, stream, self._fit):
+        stream = SlotStream(self, ScheduledStream(renewal))
+        if not self.scheduler.queues.add(stream._scheduled, stream, self._fit):
             raise ResourceLimit(self._why_full(renewal))
         return stream
 
@@ -130,19 +130,19 @@ class Streams:
         rows = held + 2 * step_size(backend, runners)
         return rows * self.state_bytes
 
-    def _fit(self, videos: Collection[Video]) -> bool:
-        if len(videos) > self.max_streams:
+    def _fit(self, streams: Collection[ScheduledStream]) -> bool:
+        if len(streams) > self.max_streams:
             return False
-        runners = sum(video.renewal.states + 1 for video in videos)
+        runners = sum(scheduled.renewal.states + 1 for scheduled in streams)
         return self.memory_limit_bytes is None or self._bytes(runners) <= self.memory_limit_bytes
 
     def _why_full(self, renewal: Renewal) -> str:
-        videos = self.scheduler.queues.open_videos()
-        if len(videos) >= self.max_streams:
-            return f"streams: {len(videos)} are open, which is max_streams; close a stream, or raise max_streams"
-        need = self._bytes(sum(video.renewal.states + 1 for video in videos) + renewal.states + 1)
+        streams = self.scheduler.queues.open_streams()
+        if len(streams) >= self.max_streams:
+            return f"streams: {len(streams)} are open, which is max_streams; close a stream, or raise max_streams"
+        need = self._bytes(sum(scheduled.renewal.states + 1 for scheduled in streams) + renewal.states + 1)
         return (
-            f"streams: {len(videos)} are open, and another does not fit into memory_limit_bytes = "
+            f"streams: {len(streams)} are open, and another does not fit into memory_limit_bytes = "
             f"{self.memory_limit_bytes}; close a stream, or raise memory_limit_bytes to {need}"
         )
 
@@ -152,11 +152,11 @@ class Streams:
         docs/runtime.md explains each counter.
         """
         queues, scheduler = self.scheduler.queues, self.scheduler
-        videos = queues.open_videos()
+        streams = queues.open_streams()
         return {
-            "streams": len(videos),
-            "failed": sum(video.failure is not None for video in videos),
-            "queue": sum(len(video.pictures) for video in videos),
+            "streams": len(streams),
+            "failed": sum(scheduled.failure is not None for scheduled in streams),
+            "queue": sum(len(scheduled.pictures) for scheduled in streams),
             "batch_sizes": dict(scheduler.steps),
             "rows_gathered": scheduler.batcher.gathered,
             **queues.counters.to_dict(),
@@ -206,23 +206,23 @@ class SlotStream:
     later. A stream that is dropped without being closed is closed, with a ResourceWarning.
     """
 
-    def __init__(self, streams: Streams, video: Video) -> None:
-        self._streams, self._video, self._scheduler = streams, video, streams.scheduler
+    def __init__(self, streams: Streams, scheduled: ScheduledStream) -> None:
+        self._streams, self._scheduled, self._scheduler = streams, scheduled, streams.scheduler
 
     @property
     def pushed(self) -> int:
         """Number of pictures that the stream has seen; pictures in the queue are not counted."""
-        return self._video.pushed
+        return self._scheduled.pushed
 
     @property
     def renewal(self) -> str:
         """Renewal of the stream, such as `refresh:2`."""
-        return str(self._video.renewal)
+        return str(self._scheduled.renewal)
 
     @property
     def age(self) -> int:
         """Age of the state that makes the next forecast (number of pictures)."""
-        return self._video.renewal.age(self._video.pushed)
+        return self._scheduled.renewal.age(self._scheduled.pushed)
 
     def push(self, picture: Any, *, deadline_ms: float | None = None, timeout_ms: float | None = None) -> None:
         """Append a copy of the next picture to the queue, [H, W, C], uint8 or float in [0, 1].
@@ -248,7 +248,7 @@ class SlotStream:
             seen = pictures.to_array(picture, self._streams.config).copy()
         except MemoryError as error:
             raise translated(error) from error
-        queues.push(self._video, seen, deadline_ms, timeout)
+        queues.push(self._scheduled, seen, deadline_ms, timeout)
         if process.is_ending():  # The thread must be idle when the interpreter is destroyed.
             self.wait()
 
@@ -321,7 +321,7 @@ class SlotStream:
     def _new_forecast(
         self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
     ) -> Forecast:
-        self._scheduler.queues.check(self._video)
+        self._scheduler.queues.check(self._scheduled)
         try:
             result = pictures.forecast_array(horizon, self._streams.config, dtype, out)
             if out is not None:
@@ -329,7 +329,7 @@ class SlotStream:
         except MemoryError as error:
             raise translated(error) from error
         self._streams.on_horizon(horizon)
-        return Forecast(self._video, result, time.perf_counter())
+        return Forecast(self._scheduled, result, time.perf_counter())
 
     def wait(self, *, timeout_ms: float | None = None) -> None:
         """Wait until the stream has seen or dropped all pushed pictures.
@@ -340,16 +340,16 @@ class SlotStream:
         Raises:
             StreamError: the stream has failed, or the pictures were not done in time.
         """
-        self._scheduler.call(self._video, lambda: None, what="wait", timeout=_timeout(timeout_ms))
-        if self._video.failure is not None:
-            raise StreamError(failed(self._video)) from self._video.failure
+        self._scheduler.call(self._scheduled, lambda: None, what="wait", timeout=_timeout(timeout_ms))
+        if self._scheduled.failure is not None:
+            raise StreamError(failed(self._scheduled)) from self._scheduled.failure
 
     def reset(self) -> None:
         """Return to the state before the first picture, and drop queued pictures and forecasts.
 
         A stream that has failed can be used again afterwards.
         """
-        self._scheduler.begin_at(self._video, None, what="reset")
+        self._scheduler.begin_at(self._scheduled, None, what="reset")
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, and drop queued pictures and forecasts.
@@ -362,8 +362,8 @@ class SlotStream:
             ResourceLimit: there is not enough memory for the states.
         """
         self._streams.owner.check(snapshot)
-        renewal_of(snapshot, self._video.renewal)
-        self._scheduler.begin_at(self._video, snapshot, what="restore")
+        renewal_of(snapshot, self._scheduled.renewal)
+        self._scheduler.begin_at(self._scheduled, snapshot, what="restore")
 
     def snapshot(self, *, timeout_ms: float | None = None) -> Snapshot:
         """Return a snapshot of the stream after all pushed pictures.
@@ -379,8 +379,8 @@ class SlotStream:
         """
         identity, scheduler = self._streams.owner.identity, self._scheduler
         return scheduler.call(
-            self._video,
-            lambda: scheduler.snapshot(self._video, identity),
+            self._scheduled,
+            lambda: scheduler.snapshot(self._scheduled, identity),
             what="snapshot",
             timeout=_timeout(timeout_ms),
         )
@@ -393,10 +393,12 @@ class SlotStream:
         Raises:
             ResourceLimit: the limits of `Streams.open` allow no other stream.
         """
-        # The video's own renewal: its context length may come from a snapshot and differ from the default.
-        fork = self._streams._add(self._video.renewal)
+        # The stream's own renewal: its context length may come from a snapshot and differ from the default.
+        fork = self._streams._add(self._scheduled.renewal)
         try:
-            self._scheduler.call(self._video, lambda: self._scheduler.fork(self._video, fork._video), what="fork")
+            self._scheduler.call(
+                self._scheduled, lambda: self._scheduler.fork(self._scheduled, fork._scheduled), what="fork"
+            )
         except BaseException:
             fork.close()
             raise
@@ -404,12 +406,12 @@ class SlotStream:
 
     def stats(self) -> dict[str, Any]:
         """Return counters of this stream, as JSON values; docs/runtime.md explains each counter."""
-        failure = self._video.failure
+        failure = self._scheduled.failure
         return {
-            "pushed": self._video.pushed,
-            "queue": len(self._video.pictures),
+            "pushed": self._scheduled.pushed,
+            "queue": len(self._scheduled.pictures),
             "failure": None if failure is None else str(failure),
-            **self._video.counters.to_dict(),
+            **self._scheduled.counters.to_dict(),
         }
 
     def close(self) -> None:
@@ -418,7 +420,7 @@ class SlotStream:
         The memory of the stream is freed after the step in progress. The call never waits, and may be made anywhere,
         also in a finalizer or a signal handler.
         """
-        self._scheduler.end(self._video)
+        self._scheduler.end(self._scheduled)
 
     def __enter__(self) -> Self:
         return self

@@ -263,7 +263,9 @@ def test_closing_wakes_and_fails_whoever_waits(backend: FakeBackend, predictor: 
     threads = [threading.Thread(target=use, args=(function,)) for function in waiting]
     for thread in threads:
         thread.start()
-    until(lambda: len(one._video.requests) == 2 and len(other._video.requests) == 1 and one._video.room._wakes)
+    until(
+        lambda: len(one._scheduled.requests) == 2 and len(other._scheduled.requests) == 1 and one._scheduled.room._wakes
+    )
     closing = threading.Thread(target=streams.close)
     closing.start()
     until(lambda: streams.scheduler.queues.closing)

@@ -61,7 +61,7 @@ def test_closing_takes_no_lock(predictor: Predictor) -> None:
             closing.start()
             closing.join(60)
             assert not closing.is_alive()
-            until(lambda: stream._video not in streams.scheduler.queues.videos)
+            until(lambda: stream._scheduled not in streams.scheduler.queues.streams)
         streams.open().close()
 
 
@@ -145,7 +145,7 @@ def test_a_stream_is_whole_after_hundreds_of_interrupts(predictor: Predictor) ->
                 if seen and interrupts % 5 == 0:
                     np.testing.assert_array_equal(stream.forecast(2, timeout_ms=60_000), alone(seen[-100:], 2))
             assert stream.stats()["queue"] == 0
-            assert not stream._video.requests
+            assert not stream._scheduled.requests
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -176,7 +176,7 @@ def test_a_push_that_is_interrupted_while_it_waits_for_room_is_not_done(
             patch.setattr("e3d_deploy.runtime.streams.waiting.sleep", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 pushed(stream, 30)
-            assert not stream._video.room._wakes
+            assert not stream._scheduled.room._wakes
         np.testing.assert_array_equal(stream.forecast(2), alone([10, 20], 2))
 
 
@@ -318,7 +318,7 @@ def test_a_restored_stream_does_not_share_the_pictures_of_its_snapshot() -> None
         snapshot = stream.snapshot()
         stream.restore(snapshot)
         assert snapshot.frames is not None
-        assert not any(np.shares_memory(frame, snapshot.frames) for frame in stream._video.frames)
+        assert not any(np.shares_memory(frame, snapshot.frames) for frame in stream._scheduled.frames)
         np.testing.assert_array_equal(stream.forecast(2), alone([10, 20], 2))
 
 

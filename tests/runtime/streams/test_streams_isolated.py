@@ -141,7 +141,7 @@ def test_hundreds_of_streams_opened_and_closed_leave_nothing(predictor: Predicto
                 for slot in slots:
                     slot.close()
             streams.open().wait()
-            for video in list(streams.scheduler.queues.videos):
+            for video in list(streams.scheduler.queues.streams):
                 streams.scheduler.end(video)
             last = streams.open()
             last.wait()
