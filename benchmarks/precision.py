@@ -35,7 +35,7 @@ from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
 from e3d_deploy.export.precision import types
 from e3d_deploy.export.precision.choose import Chooser
-from e3d_deploy.export.precision.drift import Gauge, real_clips
+from e3d_deploy.export.precision.drift import GraphComparison, real_clips
 from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LARGEST, LOW, stamp, typed
 from e3d_deploy.export.settings import reference_clip
@@ -61,8 +61,8 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
     reference = reference_clip(form, CONTEXT + HORIZON, None)
     clips = real_clips(form, CONTEXT, None, reference)
     ranges = calibrate(core, config, 1, clips.calibrate, context_length=CONTEXT, threads=threads)
-    gauge = Gauge(model, clips.measure, batch=1, context_length=CONTEXT, threads=threads)
-    chooser = Chooser(core, 1, gauge, lambda: ranges, lambda text: click.echo(text, err=True))
+    comparison = GraphComparison(model, clips.measure, batch=1, context_length=CONTEXT, threads=threads)
+    chooser = Chooser(core, 1, comparison, lambda: ranges, lambda text: click.echo(text, err=True))
     rows: dict[str, Any] = {}
     graphs: Graphs = {}
     for policy in POLICIES:
@@ -74,7 +74,7 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
             "exclude": fit.exclude,
             "fits": fit.fits,
             "drift": asdict(fit.drift),
-            "drift_without_exclusion": asdict(gauge.drift(whole, policy)) if fit.exclude else asdict(fit.drift),
+            "drift_without_exclusion": asdict(comparison.drift(whole, policy)) if fit.exclude else asdict(fit.drift),
         }
     weights = types.LARGEST_WEIGHT
     try:
@@ -84,28 +84,28 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
         types.LARGEST_WEIGHT = weights
 
     def onnxruntime(graph: ModelProto) -> dict[str, float]:
-        return native_drift(gauge, Steps(session(graph, threads=threads, integers=True), config, 1))
+        return native_drift(comparison, Steps(session(graph, threads=threads, integers=True), config, 1))
 
     native: dict[str, Any] = {
         "onnxruntime": {
             "fp16": onnxruntime(graphs["fp16"]),
             "int8": onnxruntime(graphs["int8"]),
             "int8, weights of 8 bits": onnxruntime(eight),
-            "int8, weights of 8 bits, emulated": asdict(gauge.drift(eight, "int8")),
+            "int8, weights of 8 bits, emulated": asdict(comparison.drift(eight, "int8")),
         }
     }
     if requests := openvino_requests(graphs, threads):
         native["openvino"] = {
-            policy: native_drift(gauge, OpenVinoSteps(request, config)) for policy, request in requests.items()
+            policy: native_drift(comparison, OpenVinoSteps(request, config)) for policy, request in requests.items()
         }
     about = {"measured": clips.describe_measured(), "calibration": clips.describe_calibration()}
     return {"policies": rows, "as it runs here": native, "clips": about}, graphs
 
 
-def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
+def native_drift(comparison: GraphComparison, steps: Steps) -> dict[str, float]:
     """Return the drift of a graph that a library runs on this processor, the largest over the clips."""
     found = []
-    for clip, theirs in zip(gauge.clips, gauge.expected, strict=True):
+    for clip, theirs in zip(comparison.clips, comparison.expected, strict=True):
         mine = np.concatenate(list(steps.predictions(clip, CONTEXT)))
         lost = quality_lost(theirs[CONTEXT - 1 :], mine[CONTEXT - 1 :], clip[CONTEXT:])
         found.append((float(np.abs(mine - theirs).max()), lost["ssim"], lost["psnr"]))

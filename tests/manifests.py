@@ -6,7 +6,7 @@ from typing import Any
 
 from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.bundle.manifest import Manifest
-from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar, Proof
+from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar, PrecisionCheck
 from e3d_deploy.runtime import Bundle
 
 
@@ -53,7 +53,7 @@ def sidecar(**fields: Any) -> EngineSidecar:
         "target": "tensorrt",
         "builder": "10.7",
         "compute_capability": "9.0 NVIDIA H200",
-        "precision": Proof(requested="fp32", proved="fp32", by="graph", layers={"fp32": 1}),
+        "precision": PrecisionCheck(requested="fp32", proved="fp32", by="graph", layers={"fp32": 1}),
         "options": EngineOptions(version_compatible=False, hardware_compatibility="none", refittable=False),
         "cached": False,
         "build_seconds": 1.0,

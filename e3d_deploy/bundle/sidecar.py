@@ -7,7 +7,7 @@ from e3d_deploy.bundle.schema import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof(Entry):
+class PrecisionCheck(Entry):
     """Precision of an engine: requested, and found in the engine."""
 
     requested: str
@@ -48,7 +48,7 @@ class EngineSidecar(Entry):
     """Version of the library that built the plan."""
     compute_capability: str
     """Compute capabilities of the GPUs that can run the plan, such as `portable`, `8.6,8.9` or `9.0 NVIDIA H200`."""
-    precision: Proof
+    precision: PrecisionCheck
     """Precision requested and found."""
     options: EngineOptions
     """Options of the build."""

@@ -42,7 +42,7 @@ from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_grap
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, Variant, expand, uses_winograd
 from e3d_deploy.export.precision.types import LOW, stamp
-from e3d_deploy.export.settings import Plan, plan_export
+from e3d_deploy.export.settings import ExportSettings, checked_settings
 from e3d_deploy.files import place_of, sha256
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
@@ -128,7 +128,7 @@ def export(
         warnings.warn("export(target=…) is now export(backend=…)", DeprecationWarning, stacklevel=2)
         backend = backend or target
     with OwnSettings():
-        plan = plan_export(
+        settings = checked_settings(
             model_path,
             output,
             context_length=context_length,
@@ -142,18 +142,18 @@ def export(
             reference=reference,
             layout=layout,
         )
-    if reference is not None and (lacking := why_unfit_to_verify(plan.clip, plan.context_length)):
+    if reference is not None and (lacking := why_unfit_to_verify(settings.clip, settings.context_length)):
         raise ConfigError(f"reference: {reference} {lacking} to distinguish networks; give another clip")
     place_of(output, make=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
-        clips = _clips_of(plan)  # checks the clips before the long work begins
-        checkpoint.save(plan.model, folder / MODEL)  # graphs read float32; the original file may be float16
+        clips = _clips_of(settings)  # checks the clips before the long work begins
+        checkpoint.save(settings.model, folder / MODEL)  # graphs read float32; the original file may be float16
         progress("recording PyTorch's predictions")
-        recorded = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
+        recorded = record(settings.model, settings.clip, settings.context_length, settings.batch or 1)
         np.savez(folder / REFERENCE, **recorded.arrays)  # type: ignore[arg-type]
-        composed = compose(plan, recorded, clips, progress)
+        composed = compose(settings, recorded, clips, progress)
         write_graphs(composed, folder)
-        write_manifest(folder, manifest_of(plan, recorded.rounding, composed, folder))
+        write_manifest(folder, manifest_of(settings, recorded.rounding, composed, folder))
     return output
 
 
@@ -188,31 +188,31 @@ class Composed:
     """Step graph in float32, which graphs with a low type are compared with; None if no graph has a low type."""
 
 
-def _clips_of(plan: Plan) -> "RealClips | None":
+def _clips_of(settings: ExportSettings) -> "RealClips | None":
     """Return the clips to calibrate and to measure the drift on; None for fp32 without a budget, which needs none."""
-    if plan.precision == "fp32" and plan.budget is None:
+    if settings.precision == "fp32" and settings.budget is None:
         return None
     from e3d_deploy.export.precision.drift import real_clips  # needs ONNX Runtime
 
-    return real_clips(plan.form, plan.context_length, plan.calibration, plan.clip)
+    return real_clips(settings.form, settings.context_length, settings.calibration, settings.clip)
 
 
-def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progress: Notify) -> Composed:
+def compose(settings: ExportSettings, recorded: "Recorded", clips: "RealClips | None", progress: Notify) -> Composed:
     """Export one step of the model, apply a precision that stays within its budget, and compose the graphs."""
     rounding = recorded.rounding
     progress("exporting one step")
-    exported = export_core(plan.model, plan.batch)
+    exported = export_core(settings.model, settings.batch)
     plain = expand(exported, VARIANTS[PLAIN])
-    core, chosen, precision = _in_precision(plan, plain, rounding, clips, progress)
+    core, chosen, precision = _in_precision(settings, plain, rounding, clips, progress)
     low = [core] if precision.policy in LOW else []
-    graphs = list(_graphs(plan, core, "", progress))
-    for variant, specs in _own_variants(plan, precision.policy).items():
+    graphs = list(_graphs(settings, core, "", progress))
+    for variant, specs in _own_variants(settings, precision.policy).items():
         hinted = all(precision.policy in spec.hinted for spec in specs)
         if hinted and precision.exclude:
             continue  # a hint applies to all layers, and cannot exclude any
         names = ", ".join(spec.name for spec in specs)
         progress(f"composing the step for {names}")
-        checked = _checked_variant(plan, exported, VARIANTS[variant], recorded)
+        checked = _checked_variant(settings, exported, VARIANTS[variant], recorded)
         if checked == VARIANTS[PLAIN]:
             continue  # the own graph would equal the shared graph
         own, drift = expand(exported, checked), None
@@ -232,7 +232,7 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
         if precision.policy in LOW and not hinted:
             low.append(own)
         graphs += _graphs(
-            plan,
+            settings,
             own,
             f".{variant}",
             progress,
@@ -240,12 +240,12 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
             by="hint" if hinted else "types",
             drift=drift,
         )
-    float32_step = step_graph(plain, plan.model.config, plan.batch) if low else None
+    float32_step = step_graph(plain, settings.model.config, settings.batch) if low else None
     return Composed(graphs=graphs, precision=precision, low=low, float32_step=float32_step)
 
 
 def _graphs(
-    plan: Plan,
+    settings: ExportSettings,
     core: GraphProto,
     suffix: str,
     progress: Notify,
@@ -255,11 +255,11 @@ def _graphs(
     drift: Mapping[str, float | None] | None = None,
 ) -> Iterator[Graph]:
     """Yield the step, rollout and clip graphs composed from a core; `suffix` is added to the names of their files."""
-    config, batch = plan.model.config, plan.batch
+    config, batch = settings.model.config, settings.batch
     makers: dict[str, Callable[..., ModelProto]] = {
         "step": step_graph,
-        "rollout": partial(rollout_graph, horizon=plan.horizon),
-        "clip": partial(clip_graph, context_length=plan.context_length, horizon=plan.horizon),
+        "rollout": partial(rollout_graph, horizon=settings.horizon),
+        "clip": partial(clip_graph, context_length=settings.context_length, horizon=settings.horizon),
     }
     for name, make in makers.items():
         file = f"{name}{suffix}.onnx"
@@ -268,29 +268,29 @@ def _graphs(
         yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
 
 
-def _checked_variant(plan: Plan, exported: GraphProto, variant: Variant, recorded: "Recorded") -> Variant:
+def _checked_variant(settings: ExportSettings, exported: GraphProto, variant: Variant, recorded: "Recorded") -> Variant:
     """Return a variant, without Winograd convolutions unless they suit the network and pass on the reference clip."""
     core = expand(exported, variant)
-    passed = uses_winograd(core) and recorded.agrees(step_graph(core, plan.model.config, plan.batch))
+    passed = uses_winograd(core) and recorded.agrees(step_graph(core, settings.model.config, settings.batch))
     return variant if passed else variant.without_winograd
 
 
-def _own_variants(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
+def _own_variants(settings: ExportSettings, policy: str) -> dict[str, list[BackendSpec]]:
     """Return the backends that get graphs of their own, by the name of the variant of these graphs."""
     found: dict[str, list[BackendSpec]] = {}
     for spec in map(find, export_backends()):
         variant = (spec.variants or {}).get(policy)
         if variant is not None and policy in spec.policies:
             found.setdefault(variant, []).append(spec)
-    if plan.backend is None:
+    if settings.backend is None:
         return found
-    return {variant: specs for variant, specs in found.items() if find(plan.backend) in specs}
+    return {variant: specs for variant, specs in found.items() if find(settings.backend) in specs}
 
 
 def _in_precision(
-    plan: Plan, plain: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
+    settings: ExportSettings, plain: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
 ) -> tuple[GraphProto, "Chosen | None", Precision]:
-    """Apply the precision of a plan to a float32 core.
+    """Apply the precision of an export to a float32 core.
 
     Returns:
         The core in that precision; the choice, which can be applied to other cores; and the entry in the manifest.
@@ -300,16 +300,16 @@ def _in_precision(
         return plain, None, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
     from e3d_deploy.export.precision.choose import choose_precision  # needs ONNX Runtime
 
-    backends = export_backends() if plan.backend is None else [plan.backend]
-    policies = shared_policies(backends) if plan.precision == "auto" else [plan.precision]
+    backends = export_backends() if settings.backend is None else [settings.backend]
+    policies = shared_policies(backends) if settings.precision == "auto" else [settings.precision]
     chosen = choose_precision(
-        plan.model,
+        settings.model,
         plain,
         clips,
-        budgets={policy: plan.budget or default_budget(policy, rounding.predictions) for policy in policies},
-        batch=plan.batch,
-        context_length=plan.context_length,
-        exclude=plan.exclude,
+        budgets={policy: settings.budget or default_budget(policy, rounding.predictions) for policy in policies},
+        batch=settings.batch,
+        context_length=settings.context_length,
+        exclude=settings.exclude,
         progress=progress,
     )
     return chosen.core, chosen, chosen.precision
@@ -330,21 +330,21 @@ def write_graphs(composed: Composed, folder: Path) -> None:
         onnx.save(graph.model, folder / graph.file)
 
 
-def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path) -> Manifest:
+def manifest_of(settings: ExportSettings, rounding: Rounding, composed: Composed, folder: Path) -> Manifest:
     """Return the manifest of a bundle whose other files are complete in `folder`."""
-    config = plan.model.config
+    config = settings.model.config
     K = config.history_length
     return Manifest(
         schema=SCHEMA,
-        name=plan.name,
+        name=settings.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         producer=Producer(e3d_deploy=__version__, torch=torch.__version__, onnx=onnx.__version__),
         config=config.to_dict(),
-        card=plan.card.to_dict(),
-        context_length=plan.context_length,
-        horizon=plan.horizon,
-        batch=plan.batch or 1,
-        dynamic_batch=plan.batch is None,
+        card=settings.card.to_dict(),
+        context_length=settings.context_length,
+        horizon=settings.horizon,
+        batch=settings.batch or 1,
+        dynamic_batch=settings.batch is None,
         history=History(slots=K, exact_for_steps=K, then=f"the last {K} cells"),
         preprocessing=Preprocessing(
             frames="float32 [B, C, H, W] in [0, 1]; uint8 pictures divided by 255",

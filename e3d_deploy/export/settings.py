@@ -23,7 +23,7 @@ from e3d_deploy.shipped import extracted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ExportSettings:
     """Checked settings of an export, with its model and its reference clip."""
 
     name: str
@@ -54,7 +54,7 @@ class Plan:
     """Clips to calibrate on; None for clips of the package."""
 
 
-def plan_export(
+def checked_settings(
     model_path: Path,
     output: Path,
     *,
@@ -68,7 +68,7 @@ def plan_export(
     calibration: Path | None,
     reference: Path | None,
     layout: str | None = None,
-) -> Plan:
+) -> ExportSettings:
     """Check the settings of an export, and read its model and reference clip.
 
     Arguments and errors are those of `bundle.export`.
@@ -79,12 +79,12 @@ def plan_export(
     backends = export_backends()
     if backend is not None and backend not in backends:
         raise ConfigError(f"backend: got {backend!r}, expected one of {', '.join(backends)}")
-    _check_precision(precision, exclude, backend)
+    _check_policy(precision, exclude, backend)
     model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
     known_context, known_horizon = card.lengths()
     form = Form.of(model.config, card, layout)
     context_length, horizon = context_length or known_context, horizon or known_horizon
-    return Plan(
+    return ExportSettings(
         name=output.resolve().name.removesuffix(".e3d"),
         model=model,
         card=card,
@@ -101,7 +101,7 @@ def plan_export(
     )
 
 
-def _check_precision(precision: str, exclude: Sequence[str], backend: str | None) -> None:
+def _check_policy(precision: str, exclude: Sequence[str], backend: str | None) -> None:
     """Check that a policy is known, has a low type if layers are excluded, and runs on the backend."""
     if precision != "auto" and precision not in POLICIES:
         raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")

@@ -17,7 +17,7 @@ from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.choose import check_graphs
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets, profile
-from e3d_deploy.export.engines.precision_check import prove
+from e3d_deploy.export.engines.precision_check import check_precision
 from e3d_deploy.inventory import machine, rtx_unsupported_reason
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.specs import check_runs
@@ -125,7 +125,9 @@ class _Job:
         )
         seconds = time.monotonic() - started
         check_sources(self.bundle, self.graph, self.parts["target"])
-        precision = prove(self.trt, plan, self.bundle.onnx(self.graph, self.parts["target"]), self.parts["precision"])
+        precision = check_precision(
+            self.trt, plan, self.bundle.onnx(self.graph, self.parts["target"]), self.parts["precision"]
+        )
         self.destination.write_bytes(plan)
         return EngineSidecar(
             graph=self.graph,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from e3d_deploy.bundle.sidecar import Proof
+from e3d_deploy.bundle.sidecar import PrecisionCheck
 from e3d_deploy.errors import EngineError
 from e3d_deploy.policies import MIN_SHARE
 from e3d_deploy.tensorrt_library import make_logger
@@ -31,7 +31,7 @@ OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 """Operators that are counted as products in an ONNX graph."""
 
 
-def prove(trt: Any, plan: bytes, graph: bytes, requested: str) -> Proof:
+def check_precision(trt: Any, plan: bytes, graph: bytes, requested: str) -> PrecisionCheck:
     """Check that a plan computes in the precision that was requested.
 
     Returns:
@@ -44,10 +44,12 @@ def prove(trt: Any, plan: bytes, graph: bytes, requested: str) -> Proof:
     layers, by = inspected(trt, plan), "inspector"
     if not layers:
         layers, by = in_graph(graph), "graph"
-    return Proof(requested=requested, proved=judge(requested, layers, by), by=by, layers=dict(layers))
+    return PrecisionCheck(
+        requested=requested, proved=confirmed_precision(requested, layers, by), by=by, layers=dict(layers)
+    )
 
 
-def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
+def confirmed_precision(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
     """Return the requested precision if the counts confirm it, or "tf32 allowed" if TF32 is not seen in use.
 
     Args:

@@ -14,7 +14,7 @@ from e3d_deploy.bundle.plans import check_sources, load_plan, sources, weights_s
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engines.install import move_in, staging
-from e3d_deploy.export.engines.precision_check import prove
+from e3d_deploy.export.engines.precision_check import check_precision
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tensorrt_library import Target, library, make_logger
 
@@ -76,7 +76,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
                 graph_sha256=made_from["graph_sha256"],
                 weights_sha256=made_from["weights_sha256"],
                 refitted_from=sidecar.sha256,
-                precision=prove(trt, plan, bundle.onnx(name, target), bundle.entry(name, target).precision),
+                precision=check_precision(trt, plan, bundle.onnx(name, target), bundle.entry(name, target).precision),
                 cached=False,
                 bytes=len(plan),
                 sha256=hashlib.sha256(plan).hexdigest(),

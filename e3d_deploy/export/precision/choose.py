@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto
 from e3d_deploy.bundle.manifest import Precision, Tried
 from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.precision.drift import Drift, Gauge, RealClips
+from e3d_deploy.export.precision.drift import Drift, GraphComparison, RealClips
 from e3d_deploy.export.precision.quantize import calibrate, check_ranges
 from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typed
 from e3d_deploy.json_values import json_values
@@ -60,7 +60,7 @@ class Chooser:
 
     core: GraphProto
     batch: int | None
-    gauge: Gauge
+    comparison: GraphComparison
     ranges: Callable[[], Mapping[str, float]]
     """Function that returns the ranges from `quantize.calibrate`; called only for policies that need ranges."""
     progress: Notify
@@ -91,7 +91,7 @@ class Chooser:
         for number, label in enumerate(sorted(set(every) - set(excluded)), 1):
             self.progress(f"{policy}: measuring layer {number} of {len(every) - len(excluded)}, {label}")
             others = [name for name in every if name != label]
-            drifts[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
+            drifts[label] = self.comparison.distance(self._graph(policy, others)[1], policy)
         order = sorted(drifts, key=lambda label: -np.nan_to_num(drifts[label], nan=np.inf))
         most = 0
         while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
@@ -107,19 +107,19 @@ class Chooser:
 
     def _graph(self, policy: str, exclude: Collection[str]) -> tuple[GraphProto, ModelProto]:
         core = typed(self.core, policy, exclude=exclude, ranges=self.ranges() if policy in LARGEST else None)
-        return core, stamp(step_graph(core, self.gauge.config, self.batch), policy)
+        return core, stamp(step_graph(core, self.comparison.config, self.batch), policy)
 
     def _measure(self, policy: str, budget: Budget, exclude: list[str]) -> Fit:
         self.progress(f"{policy}: measuring the drift with {len(exclude)} layers in float32")
         core, graph = self._graph(policy, exclude)
         size = len(graph.SerializeToString())
-        return Fit(policy, core, exclude, self.gauge.drift(graph, policy), budget, size, None)
+        return Fit(policy, core, exclude, self.comparison.drift(graph, policy), budget, size, None)
 
     def timed(self, tried: Sequence[Fit]) -> list[Fit]:
         """Return the fits with the measured times of their steps."""
         self.progress("timing a step")
-        graphs = {fit.policy: step_graph(fit.core, self.gauge.config, self.batch) for fit in tried}
-        times = self.gauge.step_ms({policy: stamp(graph, policy) for policy, graph in graphs.items()})
+        graphs = {fit.policy: step_graph(fit.core, self.comparison.config, self.batch) for fit in tried}
+        times = self.comparison.step_ms({policy: stamp(graph, policy) for policy, graph in graphs.items()})
         return [replace(fit, step_ms=times.get(fit.policy)) for fit in tried]
 
 
@@ -175,12 +175,12 @@ class Chosen:
         Returns:
             The core and its drift.
         """
-        gauge = self.chooser.gauge
+        comparison = self.chooser.comparison
         if not hinted:
             ranges = self.learn(core) if policy in LARGEST else None
             core = typed(core, policy, exclude=self.precision.exclude, ranges=ranges)
-        graph = stamp(step_graph(core, gauge.config, self.chooser.batch), "fp32" if hinted else policy)
-        return core, gauge.hinted_drift(graph, policy) if hinted else gauge.drift(graph, policy)
+        graph = stamp(step_graph(core, comparison.config, self.chooser.batch), "fp32" if hinted else policy)
+        return core, comparison.hinted_drift(graph, policy) if hinted else comparison.drift(graph, policy)
 
 
 def choose_precision(
@@ -214,8 +214,8 @@ def choose_precision(
     def ranges() -> Mapping[str, float]:
         return learn(core)
 
-    gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
-    chooser = Chooser(core, batch, gauge, ranges, progress)
+    comparison = GraphComparison(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
+    chooser = Chooser(core, batch, comparison, ranges, progress)
     chosen, tried = choose(chooser, budgets, exclude)
     calibrated = clips.describe_calibration() if chosen.policy in LARGEST else None
     precision = Precision(

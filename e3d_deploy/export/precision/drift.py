@@ -161,7 +161,7 @@ def _share(found: float, allowed: float) -> float:
     return found / allowed if allowed else float("inf")
 
 
-class Gauge:
+class GraphComparison:
     """Comparison of graphs with PyTorch's rollouts on the same clips."""
 
     def __init__(

@@ -126,9 +126,9 @@ class _Rewrite:
             self.copy(node, factors, result)
         if bias:
             # The bias is added in float32: at the first step, where states are zero, norms see only biases.
-            sides = sides_of(node)
-            axes = self.constant(f"axes/{sides}", np.arange(1, sides + 1))
-            self.add("Add", [result, self.add("Unsqueeze", [bias, axes], f"{bias}/{sides}")], name)
+            rank = spatial_rank(node)
+            axes = self.constant(f"axes/{rank}", np.arange(1, rank + 1))
+            self.add("Add", [result, self.add("Unsqueeze", [bias, axes], f"{bias}/{rank}")], name)
 
     def low(self, value: str, node: NodeProto) -> str:
         """Return the name of a factor that is cast to the low type or, for int8 and fp8, dequantised from it."""
@@ -237,7 +237,7 @@ def stamp(model: ModelProto, policy: str) -> ModelProto:
     return model
 
 
-def sides_of(convolution: NodeProto) -> int:
+def spatial_rank(convolution: NodeProto) -> int:
     """Return the number of axes that a convolution runs over: 2 or 3."""
     return len(helper.get_node_attr_value(convolution, "kernel_shape"))
 

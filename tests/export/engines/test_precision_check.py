@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from e3d_deploy.bundle.sidecar import Proof
+from e3d_deploy.bundle.sidecar import PrecisionCheck
 from e3d_deploy.errors import EngineError
-from e3d_deploy.export.engines.precision_check import in_engine, in_graph, judge, prove
+from e3d_deploy.export.engines.precision_check import check_precision, confirmed_precision, in_engine, in_graph
 from tests.fake_tensorrt import FakeTensorRT
 
 
@@ -130,41 +130,41 @@ def test_the_words_of_the_inspector_are_known(text: str, precision: str) -> None
 )
 def test_a_precision_that_was_not_reached_is_an_error(requested: str, layers: dict[str, int], kept: bool) -> None:
     if kept:
-        assert judge(requested, layers) == requested
+        assert confirmed_precision(requested, layers) == requested
     else:
         with pytest.raises(EngineError, match=f"precision: {requested} was requested, but the graph shows"):
-            judge(requested, layers)
+            confirmed_precision(requested, layers)
 
 
 def test_tf32_is_a_permission() -> None:
-    assert judge("tf32", {"fp32": 9}) == "tf32 allowed"
+    assert confirmed_precision("tf32", {"fp32": 9}) == "tf32 allowed"
     layer = {**LAYERS[4], "TacticName": "sm80_xmma_fprop_implicit_gemm_indexed_tf32f32_tf32f32_f32"}
     assert in_engine({"Layers": [layer]}) == {"tf32": 1}
-    assert judge("tf32", {"tf32": 8, "fp32": 9}, "inspector") == "tf32"
+    assert confirmed_precision("tf32", {"tf32": 8, "fp32": 9}, "inspector") == "tf32"
     with pytest.raises(EngineError, match="tf32 was requested"):
-        judge("tf32", {"fp32": 8, "fp16": 1})
+        confirmed_precision("tf32", {"fp32": 8, "fp16": 1})
 
 
 def test_an_unknown_precision_is_an_error() -> None:
     with pytest.raises(EngineError, match="got 'fp12', expected one of fp32, tf32, fp16"):
-        judge("fp12", {"fp12": 1})
+        confirmed_precision("fp12", {"fp12": 1})
 
 
 def test_an_engine_that_loads_is_inspected_with_its_shapes(exported: Path) -> None:
     trt = FakeTensorRT()
     trt.loads, trt.information = True, TENSORRT_10
-    found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp16")
-    assert found == Proof(requested="fp16", proved="fp16", by="inspector", layers={"fp16": 2, "fp32": 1})
+    found = check_precision(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp16")
+    assert found == PrecisionCheck(requested="fp16", proved="fp16", by="inspector", layers={"fp16": 2, "fp32": 1})
     assert trt.calls["inspected with"].shapes == {"frame": (4, 1, 16, 24)}  # the usual batch of the profile
     with pytest.raises(EngineError, match="fp32 was requested, but the inspector shows"):
-        prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
+        check_precision(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
 
 
 @pytest.mark.parametrize("information", [None, WITHOUT_TYPES])
 def test_without_types_from_the_inspector_the_graph_decides(information: dict[str, Any] | None, exported: Path) -> None:
     trt = FakeTensorRT()
     trt.loads, trt.information = information is not None, information or {}
-    found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
+    found = check_precision(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
     assert found.by == "graph"
     assert set(found.layers) == {"fp32"}
 

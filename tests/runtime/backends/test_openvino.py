@@ -11,7 +11,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.precision.drift import Drift, Gauge
+from e3d_deploy.export.precision.drift import Drift, GraphComparison
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import find
@@ -89,7 +89,7 @@ def test_excluded_layers_rule_out_the_hint(
 def test_graphs_that_lose_too_much_with_the_hint_are_not_written(
     exported: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Gauge, "hinted_drift", lambda *_: Drift(difference=0.5, dssim=0.6, dpsnr=1.0))
+    monkeypatch.setattr(GraphComparison, "hinted_drift", lambda *_: Drift(difference=0.5, dssim=0.6, dpsnr=1.0))
     with caplog.at_level(logging.WARNING):
         bundle = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps))
     assert "openvino: own graphs exceed the budget, so the shared graphs are used; give a larger" in caplog.text

@@ -141,8 +141,8 @@ def test_hundreds_of_streams_opened_and_closed_leave_nothing(predictor: Predicto
                 for slot in slots:
                     slot.close()
             streams.open().wait()
-            for video in list(streams.scheduler.queues.streams):
-                streams.scheduler.end(video)
+            for stream in list(streams.scheduler.queues.streams):
+                streams.scheduler.end(stream)
             last = streams.open()
             last.wait()
             last.wait()  # The round after the first call frees the states of closed streams.
