@@ -54,7 +54,7 @@ def measure(exhibit: Exhibit, most: int = SEQUENCES) -> dict[str, Any]:
         each=lambda number, _clip, _forecast: print(f"clip {number}", end="\r", flush=True),
     )
     measures = {
-        name: {who: np.round(found.frames[convention.name, name, who], 5).tolist() for who in found.answerers}
+        name: {who: np.round(found.frames[convention.name, name, who], 5).tolist() for who in found.forecasters}
         for name, convention in TAKEN_FROM.items()
     }
     return {"sequences": found.clips, "task": task, "measures": measures}

@@ -39,7 +39,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class PartMetadata:
     """Metadata of a part. Not the card of the model."""
 
     run: str
@@ -115,7 +115,7 @@ def save_parts(
         )
     digest, paths = hashlib.sha256(whole).hexdigest(), []
     for number, piece in enumerate(pieces, 1):
-        card = Card(
+        part = PartMetadata(
             run=run,
             step=step,
             model_sha256=digest,
@@ -124,7 +124,7 @@ def save_parts(
             sha256=hashlib.sha256(piece).hexdigest(),
         )
         paths.append(folder / f"{name}.part-{number}-of-{len(pieces)}.safetensors")
-        metadata = {KEY: json.dumps({"part_format": FORMAT, **asdict(card)})}
+        metadata = {KEY: json.dumps({"part_format": FORMAT, **asdict(part)})}
         write_file(paths[-1], serialize({"bytes": np.frombuffer(piece, np.uint8)}, metadata))
     return paths
 
@@ -157,21 +157,21 @@ def join(paths: Sequence[Path]) -> JoinedModel:
     Raises:
         CheckpointError: A part is given twice, the parts belong to two runs, or no set is complete.
     """
-    cards: dict[Path, Card] = {}
+    known: dict[Path, PartMetadata] = {}
     left_out: list[str] = []
     for path in paths:
         try:
-            cards[path] = read_card(path)
+            known[path] = read_metadata(path)
         except CheckpointError as error:
             left_out.append(str(error))
-    sets = _sets(cards)
+    sets = _sets(known)
     for step, digest, count in sorted(sets, reverse=True):
         members = sets[step, digest, count]
         if missing := [number for number in range(1, count + 1) if number not in members]:
             left_out.append(f"step {step} lacks {_missing_names(members, missing)}")
             continue
         try:
-            content = _content([(members[number], cards[members[number]]) for number in range(1, count + 1)])
+            content = _content([(members[number], known[members[number]]) for number in range(1, count + 1)])
         except CheckpointError as error:
             left_out.append(str(error))
             continue
@@ -180,20 +180,20 @@ def join(paths: Sequence[Path]) -> JoinedModel:
     raise CheckpointError(f"{paths[0].parent}: no model is complete: {'; '.join(left_out)}; fetch these parts again")
 
 
-def _sets(cards: dict[Path, Card]) -> dict[tuple[int, str, int], dict[int, Path]]:
+def _sets(known: dict[Path, PartMetadata]) -> dict[tuple[int, str, int], dict[int, Path]]:
     """Group parts into sets of the same step, model and number of parts; within a set, parts are keyed by number."""
     sets: dict[tuple[int, str, int], dict[int, Path]] = defaultdict(dict)
-    for path, card in cards.items():
-        first = next(iter(cards))
-        if card.run != cards[first].run:
+    for path, part in known.items():
+        first = next(iter(known))
+        if part.run != known[first].run:
             raise CheckpointError(
-                f"{path}: belongs to another run than {first.name} ({card.run!r}, not {cards[first].run!r}); "
+                f"{path}: belongs to another run than {first.name} ({part.run!r}, not {known[first].run!r}); "
                 "join only parts of one run"
             )
-        members = sets[card.step, card.model_sha256, card.count]
-        if card.number in members:
-            raise CheckpointError(f"{path}: is the same part as {members[card.number]}; give each part once")
-        members[card.number] = path
+        members = sets[part.step, part.model_sha256, part.count]
+        if part.number in members:
+            raise CheckpointError(f"{path}: is the same part as {members[part.number]}; give each part once")
+        members[part.number] = path
     return sets
 
 
@@ -204,20 +204,20 @@ def _missing_names(members: dict[int, Path], missing: Sequence[int]) -> str:
     return names + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
 
 
-def _content(members: Sequence[tuple[Path, Card]]) -> bytes:
+def _content(members: Sequence[tuple[Path, PartMetadata]]) -> bytes:
     """Join the bytes of a complete set of parts.
 
     Raises:
         CheckpointError: A part is damaged, or the hash of the result is wrong.
     """
-    content = b"".join(_read_bytes(path, card) for path, card in members)
-    path, card = members[0]
-    if hashlib.sha256(content).hexdigest() != card.model_sha256:
-        raise CheckpointError(f"{path}: the parts of step {card.step} do not give the model file that their hash names")
+    content = b"".join(_read_bytes(path, part) for path, part in members)
+    path, part = members[0]
+    if hashlib.sha256(content).hexdigest() != part.model_sha256:
+        raise CheckpointError(f"{path}: the parts of step {part.step} do not give the model file that their hash names")
     return content
 
 
-def read_card(path: Path) -> Card:
+def read_metadata(path: Path) -> PartMetadata:
     """Read the metadata of a part.
 
     Raises:
@@ -225,21 +225,21 @@ def read_card(path: Path) -> Card:
     """
     _, metadata = read_tensors(path, remedy=AGAIN)
     try:
-        card = json.loads(metadata[KEY])
-        if card.pop("part_format") != FORMAT:
+        entries = json.loads(metadata[KEY])
+        if entries.pop("part_format") != FORMAT:
             raise CheckpointError(
                 f"{path}: a part of another format, this version joins format {FORMAT}; update e3d_deploy"
             )
-        return Card(**card)
+        return PartMetadata(**entries)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a part of a model; give the parts that `e3d train --parts` wrote"
         ) from error
 
 
-def _read_bytes(path: Path, card: Card) -> bytes:
+def _read_bytes(path: Path, part: PartMetadata) -> bytes:
     tensors, _ = read_tensors(path, remedy=AGAIN)
     piece = tensors["bytes"].tobytes() if "bytes" in tensors else b""
-    if hashlib.sha256(piece).hexdigest() != card.sha256:
+    if hashlib.sha256(piece).hexdigest() != part.sha256:
         raise CheckpointError(f"{path}: is damaged, its bytes do not match their hash; {AGAIN}")
     return piece

@@ -152,7 +152,7 @@ def test_metadata_with_invalid_values_is_refused(folder: Path, fields: dict[str,
     part = next(folder.glob("model-b.part-1-*"))
     rewrite(part, **fields)
     with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
-        parts.read_card(part)
+        parts.read_metadata(part)
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ def evaluate_streaming(
     from contextlib import ExitStack
 
     from e3d_deploy import plots
-    from e3d_deploy.data.datasets import GENERATED, aging_data, warn_of_data
+    from e3d_deploy.data.datasets import GENERATED, decay_data, warn_of_data
     from e3d_deploy.data.form import Form
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model
+    from e3d_deploy.evaluation.streaming import decay_ages, measure_decay, record_with_model
     from e3d_deploy.files import new_folder
 
     if output is not None:
@@ -67,11 +67,11 @@ def evaluate_streaming(
                 f"{model}: --record: got --context {context_length}, expected {window.context_length} as in training; "
                 "leave --context or --record out"
             )
-        asked = ages_of(context_length, ages)
+        asked = decay_ages(context_length, ages)
         for text in renewals:
             predictor.renewal(text)  # refuses an invalid renewal before the measurement
         progress = stack.enter_context(working(f"measuring the decay of {model} on {data}"))
-        windows, fitting = aging_data(
+        windows, fitting = decay_data(
             data,
             asked,
             Form.of(predictor.config, predictor.card, layout),
@@ -187,7 +187,7 @@ def show_renewals(compared: "Comparison") -> None:
         for one in compared.renewals
     ]
     rows.append(("copying the last frame", "", number(compared.copy_last), times(compared.copy_last), "", "", ""))
-    first, last = compared.places[0], compared.places[-1]
+    first, last = compared.positions[0], compared.positions[-1]
     columns = ("age", "MSE per frame", f"relative to {REFERENCE}", "worst MSE", "steps per frame", "steps per forecast")
     click.echo()
     table([f"renewal, after {first} to {last} frames", *columns], rows)

@@ -124,16 +124,16 @@ def suggest_training(source: str, form: "Form", *, length: int, spare: float, sk
     window = () if length in (1, 20) else ("--context", context_length, "--horizon", horizon)
     sizes = size_arguments("tiny", form.image_size)
     if horizon and timed and is_importable("torch"):
-        from e3d_deploy.training.estimate import suitable
+        from e3d_deploy.training.estimate import suggested_run
 
         lengths = {"context_length": context_length, "horizon": horizon}
         with working("timing a training step"):
-            plan = suitable(image_size=form.image_size, channels=form.channels, spare=spare, **lengths)
-        assert plan is not None  # a patch fits
-        sizes = plan.arguments
+            run = suggested_run(image_size=form.image_size, channels=form.channels, spare=spare, **lengths)
+        assert run is not None  # a patch fits
+        sizes = run.arguments
         click.echo(
-            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine including validation, for "
-            f"{plan.steps} steps of {plan.step_s:.2g} s (just timed)",
+            f"preset {run.preset}: about {duration(run.duration_s)} on this machine including validation, for "
+            f"{run.steps} steps of {run.step_s:.2g} s (just timed)",
             err=True,
         )
     size = "x".join(map(str, form.image_size))

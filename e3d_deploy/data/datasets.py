@@ -19,7 +19,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, frames_before, open_source
+from e3d_deploy.data.sources import Clip, Source, decay_windows, fixed_windows, frames_before, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify, silent
@@ -343,7 +343,7 @@ def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Select
         warn_of_interval(data.source.name, data.source.frames_per_second, window, selection=selection)
 
 
-def aging_data(
+def decay_data(
     data: "Source | str",
     ages: Sequence[int],
     form: Form,
@@ -389,7 +389,7 @@ def aging_data(
         data = open_source(
             data, form, split=split, length=length, skip_bad=skip_bad, selection=selection, progress=progress
         )
-    windows, age = aging_windows(data, ages, least=context_length, horizon=horizon)
+    windows, age = decay_windows(data, ages, least=context_length, horizon=horizon)
     found = FixedWindows(data, length=age + horizon, most=most, windows=windows)
     return found, tuple(one for one in ages if one <= age)
 

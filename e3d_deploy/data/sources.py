@@ -27,7 +27,7 @@ from e3d_deploy.data.views import recordings
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify, silent
 
-__all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
+__all__ = ["Clip", "Source", "decay_windows", "fixed_windows", "open_source"]
 
 LENGTH = 20
 """Length of the clips in mnist_test_seq.npy; other arrays with this layout and length are treated like it (frames)."""
@@ -172,7 +172,7 @@ def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
         raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave out --every and --resample")
 
 
-def aging_windows(source: Source, ages: Sequence[int], *, least: int, horizon: int) -> tuple[NDArray[np.int64], int]:
+def decay_windows(source: Source, ages: Sequence[int], *, least: int, horizon: int) -> tuple[NDArray[np.int64], int]:
     """Return windows in which states of several ages can forecast the same frames, and the largest such age.
 
     The age is the largest candidate for which at least half of the stretches without a gap are long enough, not

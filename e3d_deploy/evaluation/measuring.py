@@ -43,7 +43,7 @@ class Evaluation:
     """One number per predicted frame, averaged over the clips."""
 
     @property
-    def answerers(self) -> list[str]:
+    def forecasters(self) -> list[str]:
         """Names of the forecast and the baselines."""
         return list(dict.fromkeys(who for _, _, who in self.frames))
 
@@ -62,7 +62,8 @@ class Evaluation:
         names = list(convention.measures)
         lines = np.transpose([self.frames[convention.name, name, FORECAST] for name in names]).tolist()
         return [(f"{FORECAST}, frame {number}", line) for number, line in enumerate(lines, 1)] + [
-            (f"{who}, overall", [self.overall(convention.name, name, who) for name in names]) for who in self.answerers
+            (f"{who}, overall", [self.overall(convention.name, name, who) for name in names])
+            for who in self.forecasters
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Evaluation:
                     "frames": [_finite(value) for value in self.frames[convention.name, measure, who]],
                     "overall": _finite(self.overall(convention.name, measure, who)),
                 }
-                for who in self.answerers
+                for who in self.forecasters
             }
 
         return {

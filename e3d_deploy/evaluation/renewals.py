@@ -56,7 +56,7 @@ class RenewalErrors:
 class Comparison:
     """Results of several renewals on the same frames."""
 
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     """Numbers of frames that the streams had seen at each forecast; they span a whole cycle of every renewal."""
     renewals: tuple[RenewalErrors, ...]
     copy_last: float
@@ -65,7 +65,7 @@ class Comparison:
     def report(self) -> dict[str, Any]:
         """Return the errors and costs as JSON values."""
         return {
-            "frames_seen": [self.places[0], self.places[-1]],
+            "frames_seen": [self.positions[0], self.positions[-1]],
             "copy_last": {"mse": self.copy_last},
             "by_renewal": {
                 one.renewal: {
@@ -80,7 +80,7 @@ class Comparison:
         }
 
 
-def places_of(predictor: Predictor, renewals: Sequence[str], *, longest: int) -> tuple[int, ...]:
+def positions_of(predictor: Predictor, renewals: Sequence[str], *, longest: int) -> tuple[int, ...]:
     """Return the numbers of seen frames after which to forecast.
 
     They are consecutive, end at `longest`, and cover a whole cycle of every renewal.
@@ -120,52 +120,55 @@ def compare_renewals(
         longest: number of frames that a stream has seen before its last forecast.
 
     Raises:
-        ConfigError: as for `places_of`.
-        ClipError: as for `places_of`, or `windows` is empty.
+        ConfigError: as for `positions_of`.
+        ClipError: as for `positions_of`, or `windows` is empty.
         StreamError: a prediction is not finite.
     """
     renewals = tuple(dict.fromkeys(renewals))  # the errors of a renewal named twice would be summed twice
-    places = places_of(predictor, renewals, longest=longest)
+    positions = positions_of(predictor, renewals, longest=longest)
     if not len(windows):
         raise ClipError("renewals: got no window, expected at least one; give longer clips")
-    errors = {text: np.zeros(len(places)) for text in renewals}
-    copying = np.zeros(len(places))
+    errors = {text: np.zeros(len(positions)) for text in renewals}
+    copying = np.zeros(len(positions))
     for number in range(len(windows)):
         window = np.asarray(windows[number], np.float32)
-        copying += [metrics.mse(window[n - 1 : n], window[n : n + horizon]).mean() for n in places]
+        copying += [metrics.mse(window[n - 1 : n], window[n : n + horizon]).mean() for n in positions]
         for text in renewals:
             progress(f"window {number + 1} of {len(windows)}, renewal {text}")
             try:
-                errors[text] += _stream(predictor, window, text, places=places, horizon=horizon)
+                errors[text] += _stream(predictor, window, text, positions=positions, horizon=horizon)
             except StreamError as error:
                 raise StreamError(f"window {number + 1}: {error}") from error
     return Comparison(
-        places=places,
+        positions=positions,
         renewals=tuple(
-            _errors(predictor, text, errors[text] / len(windows), places=places, horizon=horizon) for text in renewals
+            _errors(predictor, text, errors[text] / len(windows), positions=positions, horizon=horizon)
+            for text in renewals
         ),
         copy_last=float(copying.mean() / len(windows)),
     )
 
 
-def _stream(predictor: Predictor, window: Frames, renewal: str, *, places: Sequence[int], horizon: int) -> Errors:
+def _stream(predictor: Predictor, window: Frames, renewal: str, *, positions: Sequence[int], horizon: int) -> Errors:
     """Push a window into a new stream and return the error of the forecast at each position."""
     stream, found = predictor.stream(renewal=renewal), []
-    for pushed, picture in enumerate(np.moveaxis(window[: places[-1]], 1, -1), 1):
+    for pushed, picture in enumerate(np.moveaxis(window[: positions[-1]], 1, -1), 1):
         stream.push(picture)
-        if pushed >= places[0]:
+        if pushed >= positions[0]:
             predicted = stream.forecast(horizon).clip(0, 1)
             found.append(metrics.mse(predicted, window[pushed : pushed + horizon]).mean())
     return np.array(found)
 
 
-def _errors(predictor: Predictor, text: str, errors: Errors, *, places: Sequence[int], horizon: int) -> RenewalErrors:
+def _errors(
+    predictor: Predictor, text: str, errors: Errors, *, positions: Sequence[int], horizon: int
+) -> RenewalErrors:
     renewal = predictor.renewal(text)
     replayed = renewal.context_length if renewal.kind == "replay" else 0
     return RenewalErrors(
         renewal=str(renewal),
         steps_per_frame=renewal.steps_per_frame,
         steps_per_forecast=replayed + horizon - 1,
-        ages=tuple(map(renewal.age, places)),
+        ages=tuple(map(renewal.age, positions)),
         mse=tuple(errors.tolist()),
     )

@@ -21,7 +21,7 @@ def write_report(folder: Path, found: Evaluation, about: Mapping[str, Any]) -> N
     (folder / "table.md").write_text(_markdown(found, about), encoding="utf-8", errors="surrogateescape")
     for convention in found.conventions:
         lines = {
-            measure: {who: found.frames[convention.name, measure, who] for who in found.answerers}
+            measure: {who: found.frames[convention.name, measure, who] for who in found.forecasters}
             for measure in convention.measures
         }
         (folder / f"error_{convention.name}.png").write_bytes(plots.horizons(lines))

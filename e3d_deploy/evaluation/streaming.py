@@ -44,7 +44,7 @@ class Steps(Stepper, Protocol):
     sizes: tuple[int, ...]
 
 
-def ages_of(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
+def decay_ages(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
     """Return the ages to measure, ascending.
 
     These are C and the given `ages`. If `ages` is None, they are C, AGES and REACH · C.
@@ -95,7 +95,7 @@ def measure_decay(
         ShapeError: a window is too short.
         StreamError: a prediction is not finite.
     """
-    measured = ages_of(context_length, ages)
+    measured = decay_ages(context_length, ages)
     if horizon < 1:
         raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
     if not len(windows):

@@ -30,7 +30,7 @@ from e3d_deploy.errors import CheckpointError, TrainingError
 from e3d_deploy.files import write_file
 from e3d_deploy.lasting import LastingStream
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.parts import PATTERN, read_card, save_parts
+from e3d_deploy.parts import PATTERN, read_metadata, save_parts
 from e3d_deploy.progress import Notify
 from e3d_deploy.quiet import quiet
 from e3d_deploy.training.pace import Pace
@@ -295,7 +295,7 @@ class Parts(Callback):
         Such a set was written before the run was resumed from an earlier state.
         """
         for path in self.folder.glob(PATTERN):
-            if not path.name.startswith(f"{name}.") and read_card(path).step >= step:
+            if not path.name.startswith(f"{name}.") and read_metadata(path).step >= step:
                 path.unlink()
 
     def _copy_metrics(self, trainer: Trainer) -> None:

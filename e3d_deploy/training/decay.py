@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from e3d_deploy import checkpoint
 from e3d_deploy.card import REACH, Card
 from e3d_deploy.config import TrainConfig
-from e3d_deploy.data.datasets import aging_data
+from e3d_deploy.data.datasets import decay_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import E3DError
-from e3d_deploy.evaluation.streaming import Windows, ages_of, measure_decay, steps_of
+from e3d_deploy.evaluation.streaming import Windows, decay_ages, measure_decay, steps_of
 from e3d_deploy.model import E3DLSTM, State
 from e3d_deploy.progress import Notify
 from e3d_deploy.runtime.backends.protocol import Frame
@@ -64,7 +64,7 @@ def record_decay_of_run(
     model is already trained and saved.
 
     Args:
-        valid: source of the validation clips, in the form that `aging_data` accepts.
+        valid: source of the validation clips, in the form that `decay_data` accepts.
         steps: number of optimizer steps of the run.
     """
     name, C = valid if isinstance(valid, str) else valid.name, config.context_length
@@ -72,7 +72,7 @@ def record_decay_of_run(
     work = WITH_GRADIENTS * steps * config.batch_size * (config.clip_length - 1)
     try:
         model = checkpoint.load(path).to(device)
-        _, fitting = _windows(valid, ages_of(C), model, config)
+        _, fitting = _windows(valid, decay_ages(C), model, config)
         ages = affordable(fitting, context_length=C, horizon=config.horizon, steps=SHARE * work / WINDOWS)
         if not ages:
             progress(f"decay: not measured, because the run was too short; {later}")
@@ -92,7 +92,7 @@ def _windows(
     valid: Source | str, ages: Sequence[int], model: E3DLSTM, config: TrainConfig
 ) -> tuple[Windows, tuple[int, ...]]:
     """Return windows of the validation clips, and those of the ages that fit into the clips."""
-    return aging_data(
+    return decay_data(
         valid,
         ages,
         Form.of(model.config, Card(fit=config.fit), config.layout),
@@ -116,8 +116,8 @@ def affordable(ages: Sequence[int], *, context_length: int, horizon: int, steps:
     Returns:
         The ages; empty if measuring C takes too many steps.
     """
-    telling = next((age for age in sorted(ages) if age >= REACH * context_length), None)
-    order = sorted(ages, key=lambda age: (age != context_length, age != telling, age))
+    old_age = next((age for age in sorted(ages) if age >= REACH * context_length), None)
+    order = sorted(ages, key=lambda age: (age != context_length, age != old_age, age))
     chosen: list[int] = []
     for age in order:
         if steps_of([*chosen, age], horizon=horizon) <= steps:

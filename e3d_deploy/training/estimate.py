@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
-from e3d_deploy.evaluation.streaming import ages_of, steps_of
+from e3d_deploy.evaluation.streaming import decay_ages, steps_of
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training.decay import SHARE, WINDOWS, WITH_GRADIENTS, affordable
 from e3d_deploy.training.sizes import configs, fitting_patch
@@ -19,11 +19,11 @@ BUDGET_S = 4.0
 """Time spent on passes after which no further pass is timed (seconds)."""
 WHOLE_S = 6.0
 """Maximum duration of a step that is timed as a whole (seconds); a longer step is estimated from its first frames."""
-PART = 4
+FIRST_FRAMES = 4
 """Number of first frames from which a longer step is estimated."""
-LATER = 1.05
+CLIP_OVER_START = 1.05
 """Ratio of the mean time per frame of a whole clip to that of its first frames; measured 1.01 to 1.13."""
-BESIDE = 1.04
+STEP_OVER_PASS = 1.04
 """Ratio of the time of a step with data, optimizer and previews to that of its training pass; measured 1.01 to 1.06 at
 64×64."""
 NO_GRADIENTS = 0.43
@@ -35,7 +35,7 @@ GROWTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SuggestedRun:
     """Options and duration of a run that suits this machine."""
 
     preset: str
@@ -55,19 +55,19 @@ class Plan:
         return ("--preset", self.preset, *patch, *(() if self.steps == whole else ("--steps", str(self.steps))))
 
 
-def suitable(spare: float = math.inf, **form: Any) -> Plan | None:
-    """Return a plan for the largest preset whose run takes at most `LONGEST_S` on this machine.
+def suggested_run(spare: float = math.inf, **form: Any) -> SuggestedRun | None:
+    """Return the run of the largest preset that takes at most `LONGEST_S` on this machine.
 
-    If no run is that short, the plan is the smallest preset with fewer steps.
+    If no run is that short, it is a run of the smallest preset with fewer steps.
 
     Args:
         spare: number of frames that a clip has beyond a training clip.
         form: fields of `ModelConfig` and `TrainConfig` that depend on the data, such as `image_size`.
 
     Returns:
-        The plan; None if no patch size divides the frame into few enough patches.
+        The run; None if no patch size divides the frame into few enough patches.
     """
-    best: Plan | None = None
+    best: SuggestedRun | None = None
     for preset in PRESETS:
         usual = configs(preset)[0].patch_size
         patch = fitting_patch(form["image_size"], at_most=usual)
@@ -75,17 +75,17 @@ def suitable(spare: float = math.inf, **form: Any) -> Plan | None:
             break
         model, config = configs(preset, **form, patch_size=patch)
         seconds = step_s(model, config)
-        plan = Plan(
+        run = SuggestedRun(
             preset=preset,
             patch_size=None if patch == usual else patch,
             steps=config.steps,
             step_s=seconds,
             duration_s=seconds * work(config, spare),
         )
-        if best is not None and plan.duration_s > LONGEST_S:
+        if best is not None and run.duration_s > LONGEST_S:
             break
-        best = plan
-        if plan.duration_s * GROWTH > LONGEST_S:
+        best = run
+        if run.duration_s * GROWTH > LONGEST_S:
             break
     if best is not None and best.duration_s > LONGEST_S:
         steps = max(100, int(best.steps * LONGEST_S / best.duration_s) // 10 * 10)
@@ -107,7 +107,7 @@ def work(config: TrainConfig, spare: float = math.inf) -> float:
     burnt = 0 if config.burn_in_start is None else config.steps - config.burn_in_start
     burn_in = fmean(min(spare, number) for number in range(1, config.burn_in + 1)) / 2 if burnt else 0.0
     ages = affordable(
-        [age for age in ages_of(config.context_length) if age <= config.context_length + spare],
+        [age for age in decay_ages(config.context_length) if age <= config.context_length + spare],
         context_length=config.context_length,
         horizon=config.horizon,
         steps=SHARE * WITH_GRADIENTS * clips * frames / WINDOWS,
@@ -117,7 +117,7 @@ def work(config: TrainConfig, spare: float = math.inf) -> float:
         + math.ceil(config.steps / config.validate_every) * config.validation_clips * frames
         + WINDOWS * steps_of(ages, horizon=config.horizon)
     )
-    return BESIDE * config.steps + NO_GRADIENTS * carried / (config.batch_size * frames)
+    return STEP_OVER_PASS * config.steps + NO_GRADIENTS * carried / (config.batch_size * frames)
 
 
 def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
@@ -130,7 +130,7 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
     frames = config.clip_length - 1
     with torch.random.fork_rng():
         model = E3DLSTM(model_config).to(device)
-        part = min(PART, frames)
+        part = min(FIRST_FRAMES, frames)
         half = min(frames, model_config.history_length) // 2
 
         def passes(frames: int, batch: int, history: int) -> float:
@@ -140,7 +140,7 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
         estimate = passes(part, 1, half) * config.batch_size
         if config.batch_size > 1 and estimate <= BUDGET_S:
             estimate = passes(part, config.batch_size, half)
-        estimate *= frames / part * (LATER if part < frames else 1)
+        estimate *= frames / part * (CLIP_OVER_START if part < frames else 1)
         return estimate if estimate > WHOLE_S else passes(frames, config.batch_size, 1)
 
 

@@ -22,7 +22,7 @@ DAY_S = 86_400.0
 """Remaining duration above which a warning is logged (seconds)."""
 
 
-class Telling(Callback):
+class ProgressLines(Callback):
     """Callback that reports progress: a line at the first step, at the last step, and every 30 seconds in between.
 
     Args:

@@ -34,7 +34,7 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
 from e3d_deploy.files import locked, remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.parts import PATTERN, read_card
+from e3d_deploy.parts import PATTERN, read_metadata
 from e3d_deploy.progress import Notify, is_animated, silent
 from e3d_deploy.tensors import is_foreign
 from e3d_deploy.tf32 import arithmetic
@@ -56,7 +56,7 @@ from e3d_deploy.training.copying import RESULT, Comparison, Validated, measure
 from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
-from e3d_deploy.training.progress_lines import Telling
+from e3d_deploy.training.progress_lines import ProgressLines
 from e3d_deploy.training.settings import COMMAND, SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
 
 log = logging.getLogger(__name__)
@@ -291,7 +291,7 @@ def _callbacks(
     if bar:
         ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
     # Before the keeper, which may end training in its own callback.
-    ours.insert(0, Telling(config, keeper.pace, say if machine.progress and not bar else None))
+    ours.insert(0, ProgressLines(config, keeper.pace, say if machine.progress and not bar else None))
     return ours
 
 
@@ -468,7 +468,7 @@ def _check_parts(folder: Path, name: str | None) -> None:
         ConfigError: it does.
     """
     for path in folder.glob(PATTERN):
-        if name is None or read_card(path).run != name:
+        if name is None or read_metadata(path).run != name:
             raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
 
 

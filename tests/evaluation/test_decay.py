@@ -16,10 +16,10 @@ from e3d_deploy import checkpoint, metrics, plots
 from e3d_deploy.bundle.folder import record_decay
 from e3d_deploy.card import AGES, Card, Decay, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.datasets import MovingMNIST, aging_data
+from e3d_deploy.data.datasets import MovingMNIST, decay_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import find_stretches
-from e3d_deploy.data.sources import Source, aging_windows, open_source
+from e3d_deploy.data.sources import Source, decay_windows, open_source
 from e3d_deploy.errors import (
     BundleError,
     CheckpointError,
@@ -28,8 +28,8 @@ from e3d_deploy.errors import (
     ShapeError,
     StreamError,
 )
-from e3d_deploy.evaluation.renewals import compare_renewals, places_of
-from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model, steps_of
+from e3d_deploy.evaluation.renewals import compare_renewals, positions_of
+from e3d_deploy.evaluation.streaming import decay_ages, measure_decay, record_with_model, steps_of
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot, load
@@ -111,12 +111,12 @@ def test_predictions_are_clipped_and_frames_after_the_window_ignored() -> None:
 
 
 def test_measured_ages_are_the_given_ages_and_the_context() -> None:
-    assert ages_of(10) == AGES
-    assert ages_of(4) == tuple(sorted({*AGES, 4, 24}))
-    assert ages_of(4, (9, 1, 9)) == (1, 4, 9)
+    assert decay_ages(10) == AGES
+    assert decay_ages(4) == tuple(sorted({*AGES, 4, 24}))
+    assert decay_ages(4, (9, 1, 9)) == (1, 4, 9)
     assert steps_of((1, 10), horizon=10) == 10 + 19
     with pytest.raises(ConfigError, match="ages: got 0, expected 1 or more"):
-        ages_of(4, (0,))
+        decay_ages(4, (0,))
 
 
 def test_bad_windows_are_named(tiny_model: E3DLSTM) -> None:
@@ -141,41 +141,41 @@ def source_of(*lengths: int) -> Source:
 
 
 def test_windows_begin_at_every_frame_that_leaves_room_for_the_largest_age() -> None:
-    windows, age = aging_windows(source_of(10, 3, 12), (1, 4, 7, 99), least=2, horizon=3)
+    windows, age = decay_windows(source_of(10, 3, 12), (1, 4, 7, 99), least=2, horizon=3)
     assert age == 7
     assert windows.tolist() == [[0, 0], [2, 0], [2, 1], [2, 2]]
 
 
 def test_largest_age_is_one_that_half_of_the_clips_have_room_for() -> None:
-    assert aging_windows(source_of(10, 10, 100), (7, 60), least=2, horizon=3)[1] == 7
-    assert aging_windows(source_of(10, 100), (7, 60), least=2, horizon=3)[1] == 60
-    assert aging_windows(source_of(10, 4, 4, 4), (7,), least=2, horizon=3)[1] == 7  # the short ones do not count
-    assert aging_windows(source_of(6), (1, 99), least=3, horizon=3)[1] == 3
+    assert decay_windows(source_of(10, 10, 100), (7, 60), least=2, horizon=3)[1] == 7
+    assert decay_windows(source_of(10, 100), (7, 60), least=2, horizon=3)[1] == 60
+    assert decay_windows(source_of(10, 4, 4, 4), (7,), least=2, horizon=3)[1] == 7  # the short ones do not count
+    assert decay_windows(source_of(6), (1, 99), least=3, horizon=3)[1] == 3
     with pytest.raises(ClipError, match="clips: no clip has 6 frames without a gap"):
-        aging_windows(source_of(5, 5), (1,), least=3, horizon=3)
+        decay_windows(source_of(5, 5), (1,), least=3, horizon=3)
 
 
 def test_windows_do_not_span_a_gap() -> None:
     assert find_stretches([[1, 2, 3, 7, 8], [], [5]]).tolist() == [[0, 0, 3], [0, 3, 2], [2, 0, 1]]
     source = replace(source_of(5, 1), stretches=find_stretches([[1, 2, 3, 7, 8], [5]]))
-    assert aging_windows(source, (), least=1, horizon=1)[0].tolist() == [[0, 0], [0, 1], [0, 3]]
+    assert decay_windows(source, (), least=1, horizon=1)[0].tolist() == [[0, 0], [0, 1], [0, 3]]
 
 
 def test_ages_without_room_are_left_out(tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", np.arange(20 * 16 * 24, dtype=np.uint8).reshape(20, 16, 24, 1))
     options: dict[str, Any] = {"split": "test", "form": Form(image_size=(16, 24), channels=1), "most": None}
     path, ages = str(tmp_path / "clip.npy"), (1, 4, 12, 16, 17)
-    windows, fitting = aging_data(path, ages, context_length=4, horizon=4, **options)
+    windows, fitting = decay_data(path, ages, context_length=4, horizon=4, **options)
     assert fitting == (1, 4, 12, 16)
     assert len(windows) == 1
     assert tuple(windows[0].shape) == (20, 1, 16, 24)
     opened = open_source(path, options["form"], split="test", length=8)
-    again, _ = aging_data(opened, (4,), context_length=4, horizon=4, **{**options, "most": 5})
+    again, _ = decay_data(opened, (4,), context_length=4, horizon=4, **{**options, "most": 5})
     assert len(again) == 5  # of 13
 
 
 def test_generated_clips_are_as_long_as_the_largest_age_needs() -> None:
-    windows, fitting = aging_data(
+    windows, fitting = decay_data(
         "moving-mnist",
         (4, 30),
         Form(image_size=(32, 32), channels=1),
@@ -266,14 +266,14 @@ def test_each_renewal_is_measured_at_every_position_of_the_cycle_on_the_same_fra
     windows = [frames(13, seed=number) for number in range(2)]
     with load(exported / "tiny.e3d", "onnxruntime") as predictor:
         found = compare_renewals(predictor, windows, longest=10, horizon=3)
-        assert found.places == (8, 9, 10)
+        assert found.positions == (8, 9, 10)
         ages = {one.renewal: one.ages for one in found.renewals}
         assert ages == {"none": (8, 9, 10), "refresh:2": (5, 3, 4), "replay": (4, 4, 4)}
         for one in found.renewals:
-            for place, age, error in zip(found.places, one.ages, one.mse, strict=True):
-                ends = [window[: place + 3] for window in windows]
+            for position, age, error in zip(found.positions, one.ages, one.mse, strict=True):
+                ends = [window[: position + 3] for window in windows]
                 assert error == pytest.approx(by_streams(predictor, ends, age, 3).mean(), rel=STREAM)
-    copying = [metrics.mse(window[n - 1 : n], window[n : n + 3]).mean() for window in windows for n in found.places]
+    copying = [metrics.mse(window[n - 1 : n], window[n : n + 3]).mean() for window in windows for n in found.positions]
     assert found.copy_last == pytest.approx(np.mean(copying))
     costs = {one.renewal: (one.steps_per_frame, one.steps_per_forecast) for one in found.renewals}
     assert costs == {"none": (1, 2), "refresh:2": (5 / 3, 2), "replay": (0, 6)}
@@ -284,13 +284,13 @@ def test_each_renewal_is_measured_at_every_position_of_the_cycle_on_the_same_fra
 
 def test_positions_cover_a_whole_cycle_of_every_renewal_after_the_warm_up(exported: Path) -> None:
     with load(exported / "tiny.e3d", "onnxruntime") as predictor:
-        assert places_of(predictor, ["none"], longest=10) == (10,)
-        assert len(places_of(predictor, ["refresh:2", "refresh:3"], longest=99)) == 6  # cycles of 3 and 2
-        assert places_of(predictor, ["refresh:2"], longest=8) == (6, 7, 8)
+        assert positions_of(predictor, ["none"], longest=10) == (10,)
+        assert len(positions_of(predictor, ["refresh:2", "refresh:3"], longest=99)) == 6  # cycles of 3 and 2
+        assert positions_of(predictor, ["refresh:2"], longest=8) == (6, 7, 8)
         with pytest.raises(ClipError, match="ages up to 7, expected at least 8"):
-            places_of(predictor, ["refresh:2"], longest=7)
+            positions_of(predictor, ["refresh:2"], longest=7)
         with pytest.raises(ConfigError, match="renewals: got none"):
-            places_of(predictor, [], longest=7)
+            positions_of(predictor, [], longest=7)
         with pytest.raises(ClipError, match="renewals: got no window"):
             compare_renewals(predictor, [], longest=10, horizon=3)
 
@@ -412,12 +412,12 @@ def test_affordable_ages_begin_with_those_that_a_verdict_needs() -> None:
     def found(steps: int, *ages: int) -> tuple[int, ...]:
         return training_decay.affordable(ages, context_length=3, horizon=2, steps=steps)
 
-    assert found(3, *ages_of(3)) == ()
-    assert found(4, *ages_of(3)) == (3,)
-    assert found(23, *ages_of(3)) == (3, 18)
-    assert found(STEPS_A_WINDOW, *ages_of(3)) == (1, 2, 3, 18)
+    assert found(3, *decay_ages(3)) == ()
+    assert found(4, *decay_ages(3)) == (3,)
+    assert found(23, *decay_ages(3)) == (3, 18)
+    assert found(STEPS_A_WINDOW, *decay_ages(3)) == (1, 2, 3, 18)
     assert found(20, 1, 2, 3, 5) == (1, 2, 3, 5)  # clips that reach no further
-    assert found(10**6, *ages_of(3)) == ages_of(3)
+    assert found(10**6, *decay_ages(3)) == decay_ages(3)
 
 
 @pytest.mark.usefixtures("costly")

@@ -121,7 +121,7 @@ def test_numbers_are_means_over_the_clips() -> None:
 def test_the_baselines_are_the_last_frame_and_the_mean_of_the_context() -> None:
     clip = np.stack([np.full((1, 8, 8), value, np.float32) for value in (0, 0.5, 0.5, 1)])
     found = evaluate(recorded([clip[2:]], context_length=2), [clip], context_length=2, horizon=2)
-    assert found.answerers == ["forecast", "copy last", "mean of context"]
+    assert found.forecasters == ["forecast", "copy last", "mean of context"]
     assert found.frames["openstl", "mse", "forecast"] == [0, 0]
     assert found.frames["openstl", "mse", "copy last"] == [0, 64 * 0.25]
     assert found.frames["openstl", "mse", "mean of context"] == [64 * 0.0625, 64 * 0.5625]

@@ -7,7 +7,7 @@ import pytest
 
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.training import estimate
-from e3d_deploy.training.estimate import Plan, step_s, suitable, work
+from e3d_deploy.training.estimate import SuggestedRun, step_s, suggested_run, work
 from e3d_deploy.training.sizes import configs
 
 MODEL = ModelConfig(image_size=(16, 16), patch_size=8, hidden=(4,), kernel_size=3)
@@ -49,7 +49,7 @@ def test_a_real_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "plan", "arguments"),
+    ("step", "run", "arguments"),
     [
         (0.001, ("full", 80_000), ("--preset", "full")),
         (1.0, ("small", 3000), ("--preset", "small")),
@@ -58,24 +58,24 @@ def test_a_real_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_largest_preset_that_ends_within_hours_is_suggested(
-    monkeypatch: pytest.MonkeyPatch, step: float, plan: tuple[str, int], arguments: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, step: float, run: tuple[str, int], arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(estimate, "step_s", lambda *_: step)
-    found = suitable(**FORM)
+    found = suggested_run(**FORM)
     assert found is not None
-    assert (found.preset, found.steps) == plan
+    assert (found.preset, found.steps) == run
     assert found.arguments == arguments
     assert found.duration_s <= 1.01 * estimate.LONGEST_S  # the validations of a shorter run are as long
 
 
 def test_a_suggestion_names_a_suitable_patch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_s", lambda *_: 10.0)
-    found = suitable(image_size=(60, 80), channels=3)
-    assert found == Plan(
+    found = suggested_run(image_size=(60, 80), channels=3)
+    assert found == SuggestedRun(
         preset="tiny", patch_size=5, steps=500, step_s=10.0, duration_s=10.0 * work(configs("tiny")[1])
     )
     assert found.arguments == ("--preset", "tiny", "--patch-size", "5")
-    assert suitable(image_size=(101, 103), channels=1) is None
+    assert suggested_run(image_size=(101, 103), channels=1) is None
 
 
 def test_a_time_is_the_median_after_the_first_pass_or_that_of_a_single_long_pass() -> None:

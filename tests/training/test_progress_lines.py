@@ -16,13 +16,13 @@ from e3d_deploy.config import TrainConfig
 from e3d_deploy.progress import duration, silent
 from e3d_deploy.training.callbacks import Bar
 from e3d_deploy.training.pace import Pace
-from e3d_deploy.training.progress_lines import Telling
+from e3d_deploy.training.progress_lines import ProgressLines
 from e3d_deploy.training.train import Machine, _callbacks
 from tests.tools import Clock, Terminal
 
 
 class Run:
-    """Fake trainer and module with the attributes that `Telling` reads."""
+    """Fake trainer and module with the attributes that `ProgressLines` reads."""
 
     is_global_zero = True
     device = torch.device("cpu")
@@ -38,13 +38,13 @@ def lines_of(
     """Return the progress lines of a run with steps of the given duration."""
     clock, said = Clock(), list[str]()
     pace = Pace(config, limit_s=limit_s, clock=clock)
-    telling, run = Telling(config, pace, said.append, clock=clock), Run()
+    lines, run = ProgressLines(config, pace, said.append, clock=clock), Run()
     anything: Any = run
-    telling.on_train_start(anything, anything)
+    lines.on_train_start(anything, anything)
     for batch in range((steps or config.steps) * config.accumulate):
         clock.now += step_s / config.accumulate
         run.global_step = (batch + 1) // config.accumulate
-        telling.on_train_batch_end(anything, anything, {}, torch.zeros(1), batch)
+        lines.on_train_batch_end(anything, anything, {}, torch.zeros(1), batch)
     return said
 
 
