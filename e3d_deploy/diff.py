@@ -17,7 +17,7 @@ from e3d_deploy.json_values import json_object
 from e3d_deploy.tensors import DAMAGED, entries_of, read_tensors, tensors_of
 
 Values = dict[str, Any]
-LARGEST = 10
+MAX_LISTED = 10
 """Maximum number of tensors listed."""
 ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines", "states")
 """Fields of a manifest that are left out of `settings`: they do not affect the results, or have their own section."""
@@ -163,7 +163,7 @@ def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> di
         "shapes": shapes,
         "only_a": [name for name in a if name not in b],
         "only_b": [name for name in b if name not in a],
-        "largest": changed[:LARGEST],
+        "largest": changed[:MAX_LISTED],
     }
 
 

@@ -23,7 +23,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.training.module import Learner
 from tests.manifests import rewrite, sidecar
-from tests.tools import e3d, off
+from tests.tools import e3d, perturb
 
 REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 
@@ -122,7 +122,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(exported: P
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    off(monkeypatch, OnnxRuntimeBackend)
+    perturb(monkeypatch, OnnxRuntimeBackend)
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
     assert result.stderr.splitlines()[-1].startswith("FAIL onnxruntime")
     assert "largest difference at step" in result.stderr.splitlines()[-1]
@@ -132,12 +132,12 @@ def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest
 def test_verify_shows_numbers_that_are_not_finite(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, steps = OnnxRuntimeBackend.step, []
 
-    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+    def wrong(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
         prediction, state = step(self, *arguments)
         steps.append(prediction)
         return prediction if len(steps) < 6 else prediction * np.nan, state
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", wrong)
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
     assert next(line for line in result.stdout.splitlines() if "step by step" in line).split()[-2] == "nan"
     assert "largest difference at step 6" in result.stderr.splitlines()[-1]

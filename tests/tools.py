@@ -32,12 +32,12 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return (ours.detach() - theirs).abs().max().item()
 
 
-def formed(*, image_size: tuple[int, int], channels: int, **options: Any) -> dict[str, Any]:
+def with_form(*, image_size: tuple[int, int], channels: int, **options: Any) -> dict[str, Any]:
     """Return options of a reader, with `form` made of two of the given options."""
     return {"form": Form(image_size=image_size, channels=channels), **options}
 
 
-def off(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.01) -> None:
+def perturb(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.01) -> None:
     """Make the results of a backend differ from PyTorch."""
     step = kind.step  # type: ignore[attr-defined]
 

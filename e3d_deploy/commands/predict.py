@@ -90,7 +90,7 @@ def predict(
     from e3d_deploy.data.mosaic import Mosaic
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_clips_path, check_size, write_clips
-    from e3d_deploy.measure.forecasts import beside_truth, forecast_clip, needed_bytes
+    from e3d_deploy.measure.forecasts import forecast_clip, needed_bytes, with_truth
     from e3d_deploy.memory import check_memory
     from e3d_deploy.progress import within
 
@@ -122,7 +122,7 @@ def predict(
             for number, context in enumerate(stop.each(contexts)):
                 say = within(progress, f"clip {number + 1} of {len(contexts)}" if len(contexts) > 1 else "")
                 forecasts.append(forecast_clip(predictor, context, horizon, progress=say))
-        done = beside_truth(forecasts, contexts[: len(forecasts)], true_frames[: len(forecasts)])
+        done = with_truth(forecasts, contexts[: len(forecasts)], true_frames[: len(forecasts)])
         write_clips(output, done.frames, truth=done.truth if compared else None, **shown)
     click.echo(output)
     click.echo(f"{len(forecasts)} × {horizon} frames, backend {predictor.backend.name}", err=True)

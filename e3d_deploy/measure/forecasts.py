@@ -87,20 +87,20 @@ def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *,
     return result
 
 
-def beside_truth(
-    forecasts: Sequence[Clip], contexts: Sequence[NDArray[Any]], came: Sequence[NDArray[Any]]
+def with_truth(
+    forecasts: Sequence[Clip], contexts: Sequence[NDArray[Any]], true_pictures: Sequence[NDArray[Any]]
 ) -> Forecasts:
     """Combine forecasts [T, C, H, W] of clips with their true pictures.
 
     Args:
         contexts: context of each forecast, pictures [T, H, W, C].
-        came: true pictures after each context, [T, H, W, C]; fewer than the horizon if the source has ended.
+        true_pictures: true pictures after each context, [T, H, W, C]; fewer than the horizon if the source has ended.
     """
     frames = np.stack(forecasts)
     _, _, C, H, W = frames.shape
     truth = np.full(frames.shape, np.nan, np.float32)
     last = np.empty((len(frames), C, H, W), np.float32)
-    for number, (context, pictures) in enumerate(zip(contexts, came, strict=True)):
+    for number, (context, pictures) in enumerate(zip(contexts, true_pictures, strict=True)):
         last[number] = to_frames(context[-1], image_size=(H, W), channels=C)
         truth[number, : len(pictures)] = to_frames(pictures, image_size=(H, W), channels=C)
     return Forecasts(frames=frames, truth=truth, last=last)

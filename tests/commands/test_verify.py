@@ -8,7 +8,7 @@ import pytest
 
 from e3d_deploy import runtime
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tests.tools import e3d, off
+from tests.tools import e3d, perturb
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -71,7 +71,7 @@ def test_pytorch_is_compared_with_its_recorded_outputs(bundle_path: Path, monkey
 def test_if_auto_selects_no_backend_the_first_that_opens_fails(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off(monkeypatch, OnnxRuntimeBackend)
+    perturb(monkeypatch, OnnxRuntimeBackend)
     install(monkeypatch, "onnxruntime")
     result = e3d("verify", bundle_path, "--json", code=3)
     assert "auto selects no backend; verifying onnxruntime, the first that opens" in result.stderr

@@ -20,7 +20,7 @@ from e3d_deploy.data.datasets import Extendable, Mixture, MovingMNIST, Windows
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, SPLITS, load_digits, moving_mnist
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
-from tests.tools import formed
+from tests.tools import with_form
 
 SIZE = (32, 48)
 """Height and width of the clips in these files (pixels)."""
@@ -145,7 +145,7 @@ def gray_clips(*lead: int) -> NDArray[np.uint8]:
 
 
 def read(path: Path, **changes: Any) -> NDArray[Any]:
-    return read_clips(path, **formed(**{"image_size": SIZE, "channels": 1, **changes})).frames
+    return read_clips(path, **with_form(**{"image_size": SIZE, "channels": 1, **changes})).frames
 
 
 @pytest.mark.parametrize("lead", [(2, 5), (5,)])

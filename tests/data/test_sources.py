@@ -32,7 +32,7 @@ from e3d_deploy.data.storage import Scratch
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from tests.data.test_data import gray_levels, write_folder, write_video
 from tests.golden import GOLDEN, read
-from tests.tools import formed
+from tests.tools import with_form
 
 SIZE = (16, 24)
 SPLITS = ("train", "valid", "test")
@@ -44,7 +44,7 @@ CODED = 6  # gray levels between a picture and its video, as in test_data.py
 
 def source_of(path: Path | str, **changes: Any) -> Source:
     options = {"split": "train", "image_size": SIZE, "channels": 1, "length": 4}
-    return open_source(str(path), **formed(**{**options, **changes}))
+    return open_source(str(path), **with_form(**{**options, **changes}))
 
 
 def numbered(clips: int, length: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
@@ -467,7 +467,7 @@ def test_a_shuffle_has_every_window_in_a_new_order_each_time() -> None:
 
 def training(data: list[tuple[str, float]], **changes: Any) -> Any:
     options = {"image_size": (16, 16), "channels": 1, "length": 6, "seed": 0}
-    return training_data(data, **formed(**{**options, **changes}))
+    return training_data(data, **with_form(**{**options, **changes}))
 
 
 def test_training_data_are_of_the_train_split_and_mixed(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_training_data_are_of_the_train_split_and_mixed(tmp_path: Path) -> None:
 
 def evaluation(text: Path | str, **changes: Any) -> Any:
     options = {"split": "test", "image_size": (16, 16), "channels": 1, "length": 6, "most": None}
-    return evaluation_data(str(text), **formed(**{**options, **changes}))
+    return evaluation_data(str(text), **with_form(**{**options, **changes}))
 
 
 def test_evaluation_data_are_finite(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from e3d_deploy.runtime.choose import _key, _times, _warn_not_stored, choose, op
 from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
 from tests.manifests import changed, sidecar
-from tests.tools import off
+from tests.tools import perturb
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_all_but_the_one_that_is_taken_are_closed(
     slow(monkeypatch, "a")
     assert choose(bundle)[0].name == "b"
     assert closed == ["a"]
-    off(monkeypatch, OnnxRuntimeBackend)
+    perturb(monkeypatch, OnnxRuntimeBackend)
     with pytest.raises(BackendUnavailable):
         choose(bundle, again=True)
     assert closed == ["a", "a", "b", "torch"]
@@ -216,10 +216,10 @@ def test_a_library_that_is_half_there_is_refused_alone(
 def test_what_drifts_is_not_taken_and_that_is_said(
     bundle: Bundle, openvino_backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    off(monkeypatch, OnnxRuntimeBackend)
+    perturb(monkeypatch, OnnxRuntimeBackend)
     assert choose(bundle)[0].name == "openvino"
     assert "backend onnxruntime: does not agree with the reference" in caplog.text
-    off(monkeypatch, openvino_backend, by=np.nan)
+    perturb(monkeypatch, openvino_backend, by=np.nan)
     assert choose(bundle, again=True)[0].name == "torch"
     there(monkeypatch, "onnxruntime", "openvino")
     with pytest.raises(BackendUnavailable, match=r"auto: no installed backend runs .*onnxruntime: does not agree"):
@@ -243,7 +243,7 @@ def test_what_opens_but_does_not_run_is_not_taken(bundle: Bundle, monkeypatch: p
 def test_verify_without_a_name_takes_the_first_that_opens(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first installed backend may not open: there may be a GPU, but no engine in the bundle."""
     there(monkeypatch, "tensorrt", "onnxruntime")
-    off(monkeypatch, OnnxRuntimeBackend)
+    perturb(monkeypatch, OnnxRuntimeBackend)
     assert open_first(bundle).name == "onnxruntime"
     there(monkeypatch, "tensorrt")
     with pytest.raises(BackendUnavailable, match=r"auto: no installed backend runs .*tensorrt"):
