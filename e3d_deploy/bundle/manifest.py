@@ -1,4 +1,4 @@
-"""Manifest of a bundle: its fields, the forms that older versions wrote, and checks between the fields."""
+"""Manifest of a bundle: its fields, the older schemas that can be read, and checks between the fields."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +26,7 @@ class TensorEntry(Entry):
     dtype: str
     """Type of the elements, such as `float32`."""
     shape: tuple[int | str, ...]
-    """Length of each axis; `batch` for the axis of streams if the graph accepts any number of streams."""
+    """Length of each axis. The axis of streams is `batch` if the graph accepts any batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,17 @@ class GraphEntry(Entry):
     name: str
     """Name of the graph: `step`, `rollout` or `clip`."""
     backends: tuple[str, ...] | None
-    """Backends that run the graph; null for a shared graph, which all backends without a graph of their own run."""
+    """Backends that run a backend-specific graph; null for a shared graph."""
     file: str
-    """File name, in the folder of the manifest."""
+    """Name of the file, which is next to the manifest."""
     precision: str
     """Precision policy that the graph runs in."""
     by: str = "types"
-    """Origin of the precision: `types` in the graph, or a `hint` to the library that runs a float32 graph."""
+    """Origin of the precision: `types` if the graph contains the data types; `hint` if the graph is in float32, and the
+    backend asks the library to compute in another type."""
     drift: Mapping[str, float | None] | None = None
-    """Measured drift of a backend's own graph, by measure; absent for plain fp32."""
+    """Measured drift of a backend-specific graph, by measure; absent for shared graphs, and for fp32 that was exported
+    without `--budget`."""
     weights: tuple[str, ...]
     """Files that contain the weights of the graph."""
     nodes: int
@@ -56,12 +58,12 @@ class GraphEntry(Entry):
     outputs: tuple[TensorEntry, ...]
     """Outputs, in order."""
     engine_hints: Mapping[str, Any] = field(default_factory=dict)
-    """Hints for building an engine from the graph, by name; no version writes hints yet."""
+    """Hints for building an engine from the graph, by name. No version writes hints yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RingEntry(Entry):
-    """Ring of the past values of a state, along the second axis of the tensor."""
+    """Ring that stores the past values of a state, along the second axis of its tensor."""
 
     slots: int
     """Number of slots, K; value number e is stored in slot e mod K."""
@@ -74,18 +76,18 @@ class RingEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class StateEntry(Entry):
-    """One tensor of the state of a stream, an input `NAME` and an output `next_NAME` of the graphs."""
+    """One tensor of a stream's state: the input `NAME` and the output `next_NAME` of the graphs."""
 
     name: str
     """Name of the input."""
     dtype: str
     """Type of the elements: `float32` or `int32`."""
     shape: tuple[int | str, ...]
-    """Length of each axis; the first axis is that of the streams, `batch`."""
+    """Length of each axis. The first axis is the axis of streams, `batch`."""
     initial: int
     """Value of all elements in the initial state."""
     ring: RingEntry | None = None
-    """Description of the ring along the second axis; absent for states without a ring."""
+    """Ring along the second axis; absent for states without a ring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,36 +104,36 @@ class Producer(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class History(Entry):
-    """Length of the history, described for the readers of `e3d inspect`."""
+    """Length of the history, as `e3d inspect` shows it."""
 
     slots: int
     """Number of past cell states in the history."""
     exact_for_steps: int
     """Number of steps for which the result equals that of an unlimited history."""
     then: str
-    """Cell states that later steps can recall, such as `the last 5 cells`."""
+    """Cell states that later steps can recall, in words, such as `the last 5 cells`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Entry):
-    """Form of frames and predictions, described in words."""
+    """Format of frames and predictions, in words."""
 
     frames: str
-    """Form of the input frames."""
+    """Data type, layout and value range of the input frames."""
     patching: str
-    """Place where frames are cut into patches."""
+    """Place where frames are cut into patches: `inside the graphs`."""
     output: str
-    """Form of the predictions."""
+    """Value range of the predictions: `not clipped`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding(Entry):
-    """Rounding error of PyTorch: the difference of its float32 from its float64 outputs; see docs/model.md."""
+    """Rounding error of PyTorch: the difference between its float32 and float64 outputs; see docs/model.md."""
 
     predictions: float
-    """Largest absolute difference of predictions on the reference clip."""
+    """Largest absolute difference between the predictions for the reference clip."""
     states: float
-    """Largest absolute difference of final states on the reference clip."""
+    """Largest absolute difference between the states after the last step of the reference clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,7 @@ class Tried(Entry):
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
     budget: Mapping[str, float]
-    """Allowed loss of quality, by measure."""
+    """Maximum loss of quality, by measure."""
     fits: bool
     """True if the drift is within the budget."""
     drift: Mapping[str, float | None]
@@ -151,19 +153,22 @@ class Tried(Entry):
     bytes: int
     """Size of the step graph with its weights (bytes)."""
     step_ms: float | None
-    """Time of a step on ONNX Runtime, on the machine of the export (ms); null if the step was not timed."""
+    """Time of a step in ONNX Runtime on the machine that exported the bundle (ms); null if the step was not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(Entry):
-    """Precision policy of the graphs, with its measured drift; for plain fp32, only the first three fields exist."""
+    """Precision policy of the graphs, with its measured drift.
+
+    For fp32 that was exported without `--budget`, only `policy`, `exclude` and `budget` exist.
+    """
 
     policy: str
     """Name of the policy."""
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
     budget: Mapping[str, float]
-    """Allowed loss of quality, by measure."""
+    """Maximum loss of quality, by measure."""
     fits: bool | None = None
     """True if the drift is within the budget."""
     drift: Mapping[str, float | None] | None = None
@@ -171,7 +176,7 @@ class Precision(Entry):
     bytes: int | None = None
     """Size of the step graph with its weights (bytes)."""
     step_ms: float | None = None
-    """Time of a step on ONNX Runtime, on the machine of the export (ms)."""
+    """Time of a step in ONNX Runtime on the machine that exported the bundle (ms)."""
     measured: Mapping[str, Any] | None = None
     """Source and hash of the clips on which the drift was measured."""
     calibration: Mapping[str, Any] | None = None
@@ -182,17 +187,19 @@ class Precision(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Entry):
-    """Last report of `e3d verify` on a backend: the fields that are read back; the other fields are kept unchanged.
+    """Last report of `e3d verify` on a backend, stored in `verify.json` next to the manifest.
 
-    The reports are stored in `verify.json` next to the manifest; older versions stored them in the manifest.
+    Older versions stored the reports in the manifest. A report has more fields than this list; `e3d inspect` shows only
+    the fields below.
     """
 
     yardstick: str | None = None
-    """Source of the expected values: `torch`, or `reference.npz` for PyTorch's recorded outputs."""
+    """Origin of the expected outputs: `torch` if PyTorch computed them during `e3d verify`; `reference.npz` if they are
+    PyTorch's recorded outputs."""
     worst: float | None = None
-    """Largest absolute difference of predictions; absent if it is not a number."""
+    """Largest absolute difference between the predictions; absent if the difference is not a number."""
     passed: bool | None = None
-    """True if the backend was within the budget; absent if there was no verdict."""
+    """True if the backend was within the budget; absent if the report has no verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +207,7 @@ class Manifest(Entry):
     """Content of manifest.json."""
 
     schema: int
-    """Version of the manifest's form: 2."""
+    """Version of the schema; 2 in new bundles."""
     name: str
     """Name of the bundle."""
     created: str
@@ -208,23 +215,24 @@ class Manifest(Entry):
     producer: Producer
     """Versions of the software that exported the bundle."""
     config: Mapping[str, Any]
-    """Fields of `ModelConfig`, as in `model.safetensors`; `semantics` names the implementation of E3D-LSTM, see
-    docs/model.md."""
+    """Fields of `ModelConfig`, as in `model.safetensors`. The field `semantics` names the implementation of E3D-LSTM
+    that the network follows; see docs/model.md."""
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about the model, see docs/bundle.md; absent if there are none."""
+    """Facts about the model, listed in the section "Facts about the model" of docs/bundle.md; absent if there are
+    none."""
     context_length: int
     """Number of frames that the clip graph takes."""
     horizon: int
     """Number of frames that the clip and rollout graphs return."""
     batch: int
-    """Number of streams that the graphs step at once; 1 if the graphs accept any number."""
+    """Batch size of the graphs, which is the number of streams that a step takes; 1 if `dynamic_batch` is true."""
     dynamic_batch: bool
-    """True if the graphs accept any number of streams. If false and `batch` is 1, streams are stepped one after
+    """True if the graphs accept any batch size. If false and `batch` is 1, the runtime steps streams one after
     another."""
     history: History
     """Length of the history."""
     preprocessing: Preprocessing
-    """Form of frames and predictions."""
+    """Format of frames and predictions, in words."""
     rounding: Rounding
     """Rounding error of PyTorch in float32."""
     precision: Precision
@@ -232,14 +240,15 @@ class Manifest(Entry):
     states: tuple[StateEntry, ...] = ()
     """Tensors of a stream's state, sorted by name; absent in schema 1, where the states follow from `config`."""
     graphs: tuple[GraphEntry, ...]
-    """All graphs. In schema 1, an object by name, without `name`, `backends` and `engine_hints`."""
+    """All graphs. In schema 1, `graphs` is an object by name, and its entries have no `name`, `backends` and
+    `engine_hints`."""
     verification: Mapping[str, Verification]
-    """Reports that older versions stored here, by backend; empty in new bundles, which store them in `verify.json`."""
+    """Reports of older versions, by backend; empty in new bundles, whose reports are in `verify.json`."""
     engines: Mapping[str, EngineSidecar]
     """Sidecar of each plan, by `GRAPH.TARGET`; see docs/engines.md."""
     files: Mapping[str, str]
-    """SHA-256 of every file except the manifest. All graphs, their weights, the model file and the reference must be
-    listed; a plan that is not listed is not part of the bundle."""
+    """SHA-256 of every file except the manifest. All graphs, their weights, the model file and `reference.npz` must be
+    listed. A plan that is not listed is not part of the bundle."""
 
     @classmethod
     def from_json(cls, value: object, where: str = "") -> Self:
@@ -270,7 +279,7 @@ class Manifest(Entry):
         return result
 
     def entry(self, name: str, backend: str | None = None) -> GraphEntry | None:
-        """Return the entry of a graph: the backend's own graph if there is one, otherwise the shared graph.
+        """Return the entry of the graph that a backend runs: its backend-specific graph, or else the shared graph.
 
         Args:
             backend: name of the backend; None prefers the shared graph, and then the first graph in the list.
@@ -285,11 +294,11 @@ class Manifest(Entry):
         return ordered[0] if ordered else None
 
     def stream_states(self) -> States | None:
-        """Return the description of a stream's state; None in schema 1, which does not record it."""
+        """Return the description of a stream's state; None in schema 1, which does not contain the description."""
         return States(tuple(_tensor(one) for one in self.states)) if self.states else None
 
     def problems(self, *, always: set[str]) -> Iterator[str]:
-        """Yield the errors of a manifest whose fields have the right types, as texts that begin with the field.
+        """Yield the errors of a manifest whose fields have the right types, each as a text that begins with its field.
 
         Args:
             always: names of files that `files` must list, in addition to the graphs and their weights.
@@ -354,7 +363,7 @@ class Manifest(Entry):
                     yield f"states.{one.name}.ring.frames_to_fill: got {one.ring.frames_to_fill}, expected {fill}"
 
     def _length_problems(self) -> Iterator[str]:
-        """Yield the errors where the graphs disagree with the states, or with the lengths of context and forecast.
+        """Yield an error for each graph that contradicts the states, or the lengths of context and forecast.
 
         An invalid budget is reported too.
         """
@@ -388,7 +397,7 @@ def describe_states(states: States) -> tuple[StateEntry, ...]:
 
 
 def _tensor(entry: StateEntry) -> Tensor:
-    """Return an entry as the tensor of one stream."""
+    """Return the description of a state for one stream: its first axis has length 1."""
     ring = entry.ring
     return Tensor(
         entry.name,
@@ -400,7 +409,7 @@ def _tensor(entry: StateEntry) -> Tensor:
 
 
 def _graph_of_schema_1(name: str, entry: object) -> GraphEntry:
-    """Return the entry of a graph of schema 1, which names the graph by its key and knows only shared graphs."""
+    """Return the entry of a graph of schema 1. There, the name of the graph is its key, and all graphs are shared."""
     where = f"graphs.{name}"
     if not isinstance(entry, Mapping):
         return GraphEntry.from_json(entry, where)  # raises the error for a wrong type
