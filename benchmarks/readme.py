@@ -361,9 +361,9 @@ def precision() -> str:
     found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
-        f"Rollouts 10→10 of the {demo_model(found)} on {clips['clips']} clips of {clips['frames'] // clips['clips']} "
-        f"frames ({clips['source']}), emulated. Each value is that of the worst clip. The size covers the weights and "
-        "nodes of the step graph.",
+        f"Loss of the {demo_model(found)} in rollouts of 10 frames from a context of 10, emulated. Each value is that "
+        f"of the worst of {clips['clips']} clips of {clips['frames'] // clips['clips']} frames ({clips['source']}). "
+        "The size is that of the step graph with its weights.",
         "",
         *_drifts(found),
     ]
@@ -373,25 +373,27 @@ def precision() -> str:
     lines += [
         "",
         f"- With every layer in fp8, the loss of SSIM is {whole['dssim']:.3f}.",
-        "- The processor of this measurement has AVX2 and no VNNI. In int8, ONNX Runtime loses "
-        f"{native['onnxruntime']['int8']['dssim']:.4f} in SSIM on it, with weights of 7 bits. With weights of 8 bits "
-        f"it loses {eight['dssim']:.4f}: {emulated['dssim']:.4f} by rounding, the rest by overflow.",
-        f"- OpenVINO {found['openvino']} loses {native['openvino']['int8']['dssim']:.4f} in SSIM in int8. Its largest "
-        f"difference is {native['openvino']['bf16']['difference']:.0e} in bf16 and "
+        "- The processor of this measurement has AVX2 but no VNNI. On this processor ONNX Runtime in int8 loses "
+        f"{native['onnxruntime']['int8']['dssim']:.4f} in SSIM with 7-bit weights, and {eight['dssim']:.4f} with 8-bit "
+        f"weights. With 8-bit weights, rounding causes a loss of {emulated['dssim']:.4f}; overflow causes the rest.",
+        f"- OpenVINO {found['openvino']} loses {native['openvino']['int8']['dssim']:.4f} in SSIM in int8. Its "
+        f"predictions differ from PyTorch's by at most {native['openvino']['bf16']['difference']:.0e} in bf16 and "
         f"{native['openvino']['fp16']['difference']:.0e} in fp16.",
         "",
-        "A network of 2×24 with the semantics `google`, whose memory stays zero. It was trained for 60 steps only, so "
-        "its forecasts are blurred and SSIM says little:",
+        "The next table is for a network of two layers of 24 channels with the semantics `google`, whose memory stays "
+        "zero. The network was trained for only 60 steps, so its forecasts are blurred, and SSIM shows little of the "
+        "loss:",
         "",
         *_drifts(other),
         "",
-        f"`auto` uses the first policy that stays within its budget: {_first(found)} for the {demo_model(found)}, "
-        f"{_first(other)} for this network.",
+        f"`--precision auto` uses the first policy that stays within its budget: {_first(found)} for the "
+        f"{demo_model(found)}, {_first(other)} for the network of 24 channels.",
         "",
-        f"Time of a step with one thread, all sides in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}). The "
-        "factor is the speed relative to float32 in the same library, as median and range over the rounds:",
+        "Time of a step with one thread. All rows were timed in turn "
+        f"({machine['cpu']}, AVX2, {machine['date'][:10]}). The factor is the speed relative to float32 in the same "
+        "library, as median and range of the repetitions:",
         "",
-        f"| | precision | {demo_model(found)} | full size (4×64, patch 4) |",
+        f"| library | precision | {demo_model(found)} | full size (4 layers of 64 channels, patch side 4) |",
         "|---|---|---|---|",
     ]
     for library, sides in found["step_ms"].items():
@@ -403,7 +405,7 @@ def precision() -> str:
 def _drifts(found: dict[str, Any]) -> list[str]:
     """Return the table of the drift of each policy."""
     lines = [
-        "| precision | size | largest difference | loss of SSIM | loss of PSNR, dB | stays in float32 |",
+        "| precision | size | largest difference | loss of SSIM | loss of PSNR, dB | layers kept in float32 |",
         "|---|---|---|---|---|---|",
     ]
     for policy, row in found["policies"].items():
@@ -422,14 +424,14 @@ def _first(found: dict[str, Any]) -> str:
 def rewrites() -> str:
     """Return the gain of each variant as Markdown, with a table for each kind of processor and model."""
     lines = [
-        "One step with a full ring, one thread, all variants in turn in one process. The row `plain` has its time. The "
-        "other rows have the speed relative to `plain` in the same library, as median and range over the rounds: above "
-        "1× the variant is faster.",
+        "The tables are for one step with a full ring and one thread. All variants were timed in turn in one process. "
+        "The row `plain` shows the time of the step. The remaining rows show the speed relative to `plain` in the same "
+        "library, as median and range of the repetitions; above 1× the variant is faster.",
         "",
-        "- *openvino bf16* is OpenVINO with the hint for bfloat16, as the backend gives it; *one kernel* is the same "
-        "with attention as a single kernel.",
-        "- *RTX plan* and *RTX build* are the size of the TensorRT-RTX plan and the time of its build. No GPU ran it.",
-        "- `unfolded` is `plain` with the convolution of a memory that stays zero, which all variants leave out.",
+        "- *openvino bf16* is OpenVINO with the precision hint bfloat16 and the settings of the backend `openvino`. In "
+        "*one kernel*, attention is a single kernel instead.",
+        "- *RTX plan* is the size of the TensorRT-RTX plan, and *RTX build* is the time of its build. No plan was run.",
+        "- `unfolded` is `plain` with one more convolution: that of a memory that stays zero, which all variants omit.",
     ]
     for kind, found in peer_tables.kinds(results("rewrites_*")).items():
         for run in found:
@@ -468,7 +470,7 @@ def _gain(side: dict[str, Any] | None) -> str:
 
 BUILDS = {
     "naive": "torch.onnx.export of the unrolled network",
-    "ours, for gpu, forecast alone": "variant `tensorrt`, without the states",
+    "ours, for gpu, forecast alone": "variant `tensorrt`, without state outputs",
     "ours, for gpu": "variant `tensorrt`",
     "ours": "2D convolutions and split norms, as in `plain`",
 }
@@ -486,21 +488,22 @@ def engines() -> str:
         cells = rows.setdefault(f"{model}, {plan['graph']}", {})
         cells[plan["precision"]] = f"{plan['build_seconds']:.0f} s, {plan['plan_bytes'] / 1e6:.1f} MB"
     lines = [
-        f"Build time and size of portable plans, for the {demo_model(found)} with clips 10→10 and for the step at full "
-        f"size (4×64, patch 4). Measured with TensorRT-RTX {found['builder']} on {one['cpu']}, {one['cores']} cores, "
-        f"without a GPU, {one['date'][:10]}:",
+        f"Build time and size of portable plans, for the {demo_model(found)} with 10 frames of context and 10 of "
+        "forecast, and for the step at full size (4 layers of 64 channels, patch side 4). They were measured with "
+        f"TensorRT-RTX {found['builder']} on {one['cpu']}, {one['cores']} cores, without a GPU, on {one['date'][:10]}:",
         "",
-        f"| | {' | '.join(precisions)} |",
+        f"| model and graph | {' | '.join(precisions)} |",
         "|---" * (len(precisions) + 1) + "|",
         *(
             f"| {name} | {' | '.join(cells.get(precision, '–') for precision in precisions)} |"
             for name, cells in rows.items()
         ),
         "",
-        f"Clip graphs 10→10 at full size, built in turn ({there['date'][:10]}). At the end the load of the machine was "
-        f"{there['load_1_minute']:.1f}, above its {there['cores']} cores, so times are rough:",
+        "The next table is for clip graphs at full size, with 10 frames of context and 10 of forecast, which were "
+        f"built in turn on {there['date'][:10]}. At the end of the measurement the load average was "
+        f"{there['load_1_minute']:.1f} on {there['cores']} cores, so the times are rough:",
         "",
-        "| clip graph | nodes | builds | time of each build | plan |",
+        "| clip graph | nodes | number of builds | time of each build | size of the plan |",
         "|---|---|---|---|---|",
     ]
     for name, build in clip["builds"].items():
