@@ -149,7 +149,7 @@ def test_predict_writes_videos_pictures_and_arrays(exported: Path, tmp_path: Pat
         zoom = () if name == "o.npz" else ("--zoom", 2)
         result = e3d(*arguments, "-o", tmp_path / name, *zoom)
         assert result.stdout.strip() == str(tmp_path / name)
-        assert "pedestrians.mp4: 144×192 yuv420p, squeezed to 16×24 gray" in result.stderr
+        assert "pedestrians.mp4: 144×192 yuv420p, stretched to 16×24 gray" in result.stderr
     wanted = np.load(tmp_path / "o.npz")["frames"]
     assert wanted.shape == (1, 3, 16, 24, 1)
     shown = read_clips(tmp_path / "pictures", Form(image_size=(32, 48), channels=1)).frames[0, :, ::2, ::2]

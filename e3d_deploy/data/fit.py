@@ -1,4 +1,4 @@
-"""Fit pictures of another shape to a frame: stretched, cropped, or with black bars. Needs no PyTorch."""
+"""Fit pictures to a frame of a different aspect ratio: stretch, crop or pad them. Needs no PyTorch."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Placement:
     """Height and width of the frame (pixels)."""
 
     def place(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a scaled picture [h, w, C] cropped to the frame, or with black bars around it, [H, W, C]."""
+        """Crop a scaled picture [h, w, C] to the frame, or pad it with black bars; return the result, [H, W, C]."""
         if self.scaled == self.frame:
             return picture
         (h, w), (H, W) = self.scaled, self.frame
@@ -36,7 +36,7 @@ def fit_shape(shown: tuple[float, float], frame: tuple[int, int], fit: Fit) -> P
     """Return the placement of a picture on a frame.
 
     Args:
-        shown: height and width at which a viewer shows the picture, in any unit; only their ratio matters.
+        shown: height and width at which image viewers display the picture, in any unit; only their ratio matters.
         frame: height and width of the frame (pixels).
         fit: `stretch`, `crop` or `pad`.
     """
@@ -59,12 +59,14 @@ def say_change(
     form: Form,
     remarks: Remarks,
 ) -> None:
-    """Log how pictures are changed: only the first of a change of shape, a change of size and a change of colours.
+    """Log how pictures are fitted to the frame.
+
+    Only one change is logged: that of the aspect ratio, otherwise that of the size, otherwise that of the colours.
 
     Args:
         name: name of the source.
         stored: height and width of a picture after it is turned upright (pixels).
-        shown: height and width at which a viewer shows the picture.
+        shown: height and width at which image viewers display the picture.
         colours: pixel formats of the picture and of the frame.
         form: size, colours and fit of the model's frames.
         remarks: collects the remark.
@@ -73,8 +75,8 @@ def say_change(
     is_gray = after in ("L", "gray")
     if fit_shape(shown, form.image_size, "pad").scaled != form.image_size:
         text = {
-            "stretch": "%s: %d×%d %s, squeezed to %d×%d %s, which changes its shape; train with --fit crop or pad to "
-            "keep it",
+            "stretch": "%s: %d×%d %s, stretched to %d×%d %s, which changes its aspect ratio; train with --fit crop or "
+            "pad to keep it",
             "crop": "%s: %d×%d %s, cropped to its centre to fill %d×%d %s",
             "pad": "%s: %d×%d %s, with black bars around it to fill %d×%d %s",
         }[form.fit]

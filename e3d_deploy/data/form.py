@@ -9,7 +9,7 @@ from e3d_deploy.errors import ConfigError
 LAYOUTS = ("THW", "THWC", "TCHW", "NTHW", "TNHW", "NTHWC", "NTCHW", "TNHWC", "TNCHW")
 """Supported orders of the axes of an array: N clips, T frames, C colours, H and W pixels."""
 MAX_PIXELS = 8192**2
-"""Maximum size of a video's frame (pixels); decoders allocate its memory before anything else can be checked."""
+"""Maximum size of a video frame (pixels), because decoders allocate its memory before anything else can be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class Form:
     channels: int
     """Number of colours: 1 for gray, 3 for RGB."""
     fit: Fit = "stretch"
-    """Method that fits pictures of another shape to the frame: `stretch`, `crop` or `pad`."""
+    """Method that fits pictures to a frame of a different aspect ratio: `stretch`, `crop` or `pad`."""
     layout: str | None = None
-    """Axes of arrays, one of LAYOUTS; B is accepted for N. None: the layout is found from the shape of each array."""
+    """Axes of arrays, one of LAYOUTS; B is accepted instead of N. None: each array's shape decides."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))

@@ -1,4 +1,4 @@
-"""Read pictures in files, and folders of pictures as clips. Needs no PyTorch, and Pillow only for reading."""
+"""Read pictures in files, and folders of pictures as clips. Needs no PyTorch; imports Pillow at the first picture."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,17 +32,20 @@ UNREAD = (
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 STRETCHED = {"L;2": 85, "L;4": 17}
-"""Factors by which Pillow scales the gray values of a PNG to 8 bits, by Pillow's raw mode."""
+"""For each of Pillow's raw modes, the factor with which Pillow scales the gray values of a PNG to 8 bits."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
-"""Tags of a TIFF; ORIENTATION is also a tag of EXIF."""
+"""TIFF tags; ORIENTATION is also an EXIF tag."""
 ORIENTATION_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 """Keys of Pillow's `info` whose values may state the orientation."""
 TURNED = (5, 6, 7, 8)
 """Values of `ORIENTATION` for which height and width are swapped."""
 DESCRIPTION, SAMPLES = 270, 277
-"""Tags of a TIFF: a text, and the number of colours of a pixel."""
+"""TIFF tags: a text, and the number of samples (channels) per pixel."""
 WHOLE = (png.SIGNATURE, b"\xff\xd8\xff")
-"""First bytes of PNG and JPEG files, which are read completely; other files may be large stacks of pages."""
+"""First bytes of PNG and JPEG files.
+
+Such files are read completely. Files in different formats are not, because they may be large stacks of pages.
+"""
 SIGNED = 2
 """Value of `SAMPLE_FORMAT` for signed integers."""
 NO_PAGE = 0b101
@@ -55,12 +58,15 @@ def is_picture(name: str) -> bool:
 
 
 def is_frame(name: str) -> bool:
-    """Return True for a picture that is a frame of its folder, by its name: neither hidden nor ground truth."""
+    """Return True if a file name is that of a picture in a clip: neither hidden nor ground truth or a mask."""
     return is_picture(name) and not name.startswith(".") and not is_ground_truth(name)
 
 
 def frames_of(names: Sequence[str]) -> list[str]:
-    """Return the names of the frames in a folder; masks are frames if there is no other picture."""
+    """Return the names of the pictures in a folder that form its clip.
+
+    Ground truth and masks are skipped. If a folder has no other pictures, its masks form the clip.
+    """
     visible = [name for name in names if is_picture(name) and not name.startswith(".")]
     frames = [name for name in visible if is_frame(name)]
     return frames or [name for name in visible if not os.path.splitext(name)[0].casefold().endswith(GROUND_TRUTH)]
@@ -80,10 +86,10 @@ def not_read(folder: Path, unread: Sequence[str]) -> ClipError:
 
 
 def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
-    """Return the frames in a folder in the order of their names, and remark if another order is possible.
+    """Return the pictures of the clip in a folder, ordered by name; remark if a different order is possible.
 
     Raises:
-        ClipError: the folder holds frames of two series, such as colour and depth.
+        ClipError: the folder holds pictures of two series, such as colour and depth.
     """
     names = os.listdir(folder)
     ordered = in_order(folder / name for name in frames_of(names))
@@ -99,7 +105,9 @@ def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
 
 
 def load_picture(file: Path) -> Any:
-    """Return a Pillow image as viewers show it: upright, 8 bits, gray or RGB, blended over black where transparent.
+    """Return a picture as image viewers display it, as a Pillow image.
+
+    The image is upright, has 8 bits, is gray or RGB, and is blended over black where it is transparent.
 
     Raises:
         ClipError: the file is not a picture, is damaged, has several pages, or has values of unknown range.
@@ -111,7 +119,7 @@ def load_picture(file: Path) -> Any:
 def read_picture(
     file: Path, form: Form, *, remarks: Remarks | None = None, source: Path | None = None
 ) -> NDArray[np.uint8]:
-    """Return a picture [H, W, C], scaled by averaging and converted as a model takes it.
+    """Return a picture [H, W, C], scaled by averaging to the size and converted to the colours of the model.
 
     Args:
         file: the picture.
@@ -126,9 +134,10 @@ def read_picture(
 
 
 class _Errors:
-    """Converts any exception that Pillow raises about a file to ClipError, because its decoders raise nearly any type.
+    """Converts all exceptions that Pillow raises about a file to ClipError; its decoders raise nearly any type.
 
-    Only Pillow may be called within the block. This is a class because `contextmanager` takes longer than a checksum.
+    Only Pillow may be called within the block. This is a class, because `contextmanager` would take noticeable time
+    per picture.
     """
 
     def __init__(self, file: Path) -> None:
@@ -162,7 +171,9 @@ def _unreadable(file: Path, reason: str) -> ClipError:
 
 
 def _content(file: Path) -> BinaryIO:
-    """Open a file. PNG and JPEG are read completely, and the checksums of a PNG that Pillow skips are verified.
+    """Open a file; PNG and JPEG files are read completely.
+
+    The checksums in a PNG that Pillow does not check are checked here.
 
     Raises:
         ClipError: a checksum does not match.
@@ -180,7 +191,7 @@ def _content(file: Path) -> BinaryIO:
 
 
 def _scale_transparent(image: Any) -> None:
-    """Scale the transparent value of a PNG of 2, 4 or 16 bits to 8 bits, because Pillow scales only the pixels."""
+    """Scale the transparent value of a PNG with 2, 4 or 16 bits to 8 bits, because Pillow scales only the pixels."""
     clear = image.info.get("transparency")
     if image.format != "PNG" or clear is None or not image.tile:
         return
@@ -192,7 +203,11 @@ def _scale_transparent(image: Any) -> None:
 
 
 def _load(file: Path) -> Any:
-    """Decode the only page of a file."""
+    """Decode the single page of a file.
+
+    Raises:
+        ClipError: the file has several pages, cannot be read, or is damaged.
+    """
     with _Errors(file), _content(file) as content, _opened(content, file) as image:
         if (pages := len(_pages(image, file))) > 1:
             raise ClipError(
@@ -205,12 +220,12 @@ def _load(file: Path) -> Any:
 def _decoded(image: Any, page: int) -> Any:
     image.seek(page)
     image.load()
-    _orientation(image)  # Pillow caches the EXIF data; damage to them is found here
+    _orientation(image)  # finds damage in the EXIF data, which Pillow then caches
     return image
 
 
 def _orientation(image: Any) -> int:
-    """Return the orientation of a decoded image from its EXIF data, which are in `info` or the tags of a TIFF."""
+    """Return the orientation of a decoded image from its EXIF data, which Pillow keeps in `info` or in TIFF tags."""
     orientation: int = image.getexif().get(ORIENTATION, 1) if image.info or image.format == "TIFF" else 1
     return orientation
 
@@ -223,10 +238,11 @@ def _load_pages(file: Path) -> Iterator[Any]:
 
 
 def _pages(image: Any, file: Path) -> list[int]:
-    """Return the pages that are frames: no smaller copies and masks in a TIFF, and no previews in a JPEG.
+    """Return the pages that belong to the clip: no masks or smaller copies in a TIFF, and no previews in a JPEG.
 
     Raises:
-        ClipError: a TIFF holds a stack of channels, in several pages or in one, or Pillow misreads the TIFF or BMP.
+        ClipError: the pages of a TIFF are not one clip, for example a stack of channels; a TIFF is cut off; or Pillow
+            misreads the TIFF or BMP.
     """
     pages = range(getattr(image, "n_frames", 1))
     if image.format == "PNG":
@@ -255,12 +271,12 @@ def _pages(image: Any, file: Path) -> list[int]:
 
 
 def _check_bmp(image: Any, file: Path) -> None:
-    """Check that a BMP of black and white has one bit per pixel; Pillow (13.0) reads other ones as if it had."""
+    """Check that a black-and-white BMP has one bit per pixel; Pillow 13.0 reads every such BMP as one bit per pixel."""
     if image.mode == "1" and image.tile[0].codec_name == "raw":
         image.fp.seek(14)  # start of the second header; in its oldest version (12 bytes) the palette has a fixed size
         header = image.fp.read(16)
         if header[0] > 12 and header[14] != 1:
-            raise ClipError(f"{file}: Pillow misreads its palette of black and white; save it as gray or as PNG")
+            raise ClipError(f"{file}: Pillow misreads its black-and-white palette; save it as gray or as PNG")
 
 
 def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
@@ -288,10 +304,10 @@ def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
 
 
 def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
-    """Return gray values of more than 8 bits in 8 bits, scaled by the range that the file declares.
+    """Scale gray values of more than 8 bits to 8 bits, from the range that the file declares.
 
     Raises:
-        ClipError: the values are integers of 32 bits, which declare no range, or floats outside 0 to 1.
+        ClipError: the values are 32-bit integers, whose range is unknown, or floats outside 0 to 1.
     """
     values = np.asarray(image)
     if image.mode == "I":
@@ -312,15 +328,13 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
 
 
 def _unrounded(value: float) -> str:
-    """Format a number with three digits, or with enough digits that it does not look as if it were in [0, 1]."""
+    """Format a number with three digits, or with more if rounding would move it into [0, 1]."""
     texts = [f"{value:.{digits}g}" for digits in range(3, 18)]
     return next((text for text in texts if (float(text) < 0, float(text) > 1) == (value < 0, value > 1)), texts[-1])
 
 
 def _range_unknown(file: Path) -> ClipError:
-    return ClipError(
-        f"{file}: got integers of 32 bits or with a sign, whose range is unknown; save it with 8 or 16 bits"
-    )
+    return ClipError(f"{file}: got 32-bit or signed integers, whose range is unknown; save it with 8 or 16 bits")
 
 
 def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
@@ -357,7 +371,7 @@ def _mode(form: Form) -> str:
 
 
 def _remark_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path) -> None:
-    """Log how pictures of this look are converted, unless a picture of the same clip already had it."""
+    """Log how pictures of this size and mode are converted, unless the clip already had a picture with both."""
     if not remarks.is_new(clip := str(source), look):
         return
     name, (shown, stored_mode) = source.name, look
@@ -369,14 +383,17 @@ def _remark_look(file: Path, look: Look, form: Form, remarks: Remarks, source: P
 
 def _will_swap_sides(image: Any) -> bool:
     """Return True if decoding will swap the height and width that Pillow read from the header."""
-    if ORIENTATION_KEYS.isdisjoint(image.info):  # otherwise Pillow would decode a PNG in search of an orientation
+    if ORIENTATION_KEYS.isdisjoint(image.info):  # avoid `getexif`, which would decode a PNG to find an orientation
         return False
     is_swapped = image.format == "TIFF" and ORIENTATION in image.tag_v2
     return not is_swapped and image.getexif().get(ORIENTATION, 1) in TURNED
 
 
 def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path) -> None:
-    """Log how pictures will be converted, by their headers; errors are reported when the pictures are decoded."""
+    """Predict from their headers how pictures will be converted, and log it.
+
+    Unreadable files are ignored, because decoding them will report the error.
+    """
     from PIL import Image
 
     first: dict[Look, Path] = {}
@@ -390,7 +407,7 @@ def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path)
 
 @dataclass(frozen=True, slots=True)
 class PictureClip:
-    """A clip of pictures in files; a picture is decoded when it is sliced."""
+    """A clip of pictures in files; slicing the clip decodes the pictures."""
 
     files: Sequence[Path]
     form: Form
@@ -415,7 +432,7 @@ class PictureClip:
 
 
 def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
-    """Return the pictures in a folder one by one, and None for their rate, which a folder does not state.
+    """Return an iterator over the pictures in a folder, and None as their rate, because a folder states none.
 
     Raises:
         ClipError: the folder has no pictures.
@@ -437,10 +454,10 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
 
 
 def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
-    """Return the pages of a picture file one by one, and None for their rate, which is not read."""
+    """Return an iterator over the pages of a picture file, and None as their rate, because rates are not read."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        shown_ms: list[float] = []  # shortest and longest duration so far, without the last page: no page follows it
+        shown_ms: list[float] = []  # shortest and longest duration of the pages before the current one
         for image in _load_pages(file):
             shown = image.info.get("duration", 0)
             yield _fitted(image, file, form, remarks, file)
@@ -451,10 +468,11 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
 
 
 def _remark_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
-    """Log that pages are shown for different times; called for a page only when another page follows."""
+    """Log if pages have different durations; that of the last page is not passed, because no page follows it."""
     if shown_ms and max(shown_ms) - min(shown_ms) > TOLERANCE * max(shown_ms):
-        remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is read as one frame, so make "
-                    "the times even first", name, min(shown_ms), max(shown_ms))  # fmt: skip
+        remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is read as one frame, so "
+                    "convert the file to a constant frame rate before use",
+                    name, min(shown_ms), max(shown_ms))  # fmt: skip
 
 
 def say_transparent(name: str, remarks: Remarks) -> None:

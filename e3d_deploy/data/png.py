@@ -10,12 +10,12 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK = struct.Struct(">I4s")
 """Header of a chunk: the length of its data, and its type."""
 PIXELS = (b"IDAT", b"fdAT")
-"""Types of the chunks whose checksums Pillow does not verify."""
+"""Types of the chunks whose checksums Pillow does not check."""
 HEADER = 18
-"""Size of the first chunk up to the bit depth and the colour type (bytes)."""
+"""Size of the first chunk, up to and including the bit depth and the colour type (bytes)."""
 GRAY, ONE_BIT_GRAY = 0, b"\1\0"
 ANIMATION, FRAME, END = b"acTL", b"fcTL", b"IEND"
-"""Types of chunks of an animated PNG: number of frames, before the pixels; start of a frame; end of the file."""
+"""Types of chunks in an animated PNG: the number of frames, at the start; a frame's header; the end of the file."""
 TRANSPARENT = b"tRNS"
 """Type of the chunk with the transparent colour."""
 
@@ -58,10 +58,10 @@ def why_misplayed(content: bytes) -> str | None:
 
 
 def is_animated(file: Path) -> bool:
-    """Return True for an animated PNG that FFmpeg plays, whatever its name.
+    """Return True for an animated PNG that FFmpeg plays; the name of the file does not matter.
 
-    False for a file that cannot be opened, so that its reader reports the error, and for 1-bit gray, which Pillow
-    reads.
+    False for 1-bit gray, which Pillow reads instead. Also False for a file that cannot be opened, because the error is
+    reported when the file is read.
     """
     with suppress(OSError), file.open("rb") as stream:
         if stream.read(len(SIGNATURE)) != SIGNATURE or stream.read(HEADER)[-2:] == ONE_BIT_GRAY:

@@ -4,12 +4,12 @@ import logging
 import os
 
 Look = tuple[tuple[int, int], str]
-"""Height and width of a picture (pixels), and its pixel format."""
+"""Look of a picture: height and width (pixels), and pixel format."""
 log = logging.getLogger(__name__)
 
 
 class Remarks:
-    """Logs how the frames of a source are changed, one remark of each kind.
+    """Logs decisions about a source, such as how its pictures are converted; one remark of each kind.
 
     Copies of this object in worker processes log nothing, because each would repeat the remarks.
 
@@ -34,7 +34,7 @@ class Remarks:
             log.warning(text, *values)
 
     def is_new(self, clip: str, look: Look) -> bool:
-        """Return True for the first picture of a clip with this look."""
+        """Record the look of a picture; return True if no earlier picture of the clip has the same look."""
         looks = self._looks.setdefault(clip, {})
         if look in looks:
             return False
@@ -42,5 +42,5 @@ class Remarks:
         return True
 
     def first(self, clip: str) -> Look:
-        """Return the look of the first picture of a clip."""
+        """Return the look of the first picture of a clip, as recorded by `is_new`."""
         return next(iter(self._looks[clip]))

@@ -10,16 +10,18 @@ from operator import mul
 _SIZE_IN_OME = re.compile(r'\bSize([CZT])="(\d+)"')
 _AXIS_OF_OME = {"C": "channels", "Z": "slices", "T": "frames"}
 AXES = ("channels", "slices", "frames")
-REMEDY = "save one channel and slice as a file of its own"
+REMEDY = "save each channel of each slice to its own file"
 
 
 def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
-    """Return why the pages of a TIFF, by its description, are not one clip, and a remedy; None if they may be.
+    """Return the reason why the pages of a TIFF are not one clip, and a remedy; None if they may be one clip.
+
+    The description of the TIFF decides.
 
     Args:
         description: text of the first page, where ImageJ, OME and tifffile describe the axes.
         pages: number of pages in the file.
-        samples: number of colours of a pixel.
+        samples: number of samples (channels) per pixel.
     """
     if not isinstance(description, str):
         return None
@@ -34,8 +36,9 @@ def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
         return _why_several({axis: sizes.get(axis, 1) for axis in AXES})
     if "<OME" in description:
         sizes = {_AXIS_OF_OME[axis]: int(size) for axis, size in reversed(_SIZE_IN_OME.findall(description))}
-        sizes["channels"] = sizes.get("channels", 1) // samples  # OME counts the colours of a pixel as channels
-        return _why_several(sizes) if prod(sizes.values()) == pages else None  # otherwise the file is one of several
+        sizes["channels"] = sizes.get("channels", 1) // samples  # OME counts the samples of a pixel as channels
+        # If the numbers differ, the description covers several files, of which this is one.
+        return _why_several(sizes) if prod(sizes.values()) == pages else None
     return _by_tifffile(description, pages) if description.startswith('{"shape"') else None
 
 
@@ -58,4 +61,4 @@ def _by_tifffile(description: str, pages: int) -> str | None:
     outer = next((shape[: n + 1] for n, size in enumerate(accumulate(shape, mul)) if size == pages), [])
     if sum(size > 1 for size in outer) < 2:
         return None
-    return f"got pages for axes of {' and '.join(map(str, outer))}, expected only frames; {REMEDY}"
+    return f"got pages for axes of length {' and '.join(map(str, outer))}, expected only frames; {REMEDY}"

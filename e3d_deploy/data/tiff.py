@@ -12,7 +12,7 @@ RAW, SEPARATE, WHITE_IS_0, YCBCR = 1, 2, 0, 6
 BIG = b"+"
 """Byte in the header of a BigTIFF, whose offsets have 8 bytes."""
 MAX_TAGS = 65535
-"""Maximum number of tags of a page in a classic TIFF; a larger number is damage, in a BigTIFF too."""
+"""Maximum number of tags of a page in a classic TIFF; a larger number means damage, also in a BigTIFF."""
 
 
 def why_misread(tags: Mapping[int, Any], mode: str, *, is_big_endian: bool) -> str | None:

@@ -175,7 +175,7 @@ def write_folder(folder: Path, pictures: dict[str, NDArray[np.uint8]]) -> Path:
 def test_folder_is_read_in_natural_order(tmp_path: Path) -> None:
     names = ["frame_10.png", "frame_2.png", "frame_1.png", "frame_100.png"]
     folder = write_folder(tmp_path / "walk", {name: np.full(SIZE, 100 - k, np.uint8) for k, name in enumerate(names)})
-    (folder / "notes.txt").write_text("not a picture, and left out")
+    (folder / "notes.txt").write_text("not a picture, and skipped")
     frames = read(folder)
     assert frames.shape == (1, 4, *SIZE, 1)
     assert frames.dtype == np.uint8

@@ -25,7 +25,7 @@ def image(left: int, colour: int, *, disposal: int = 0, palette: bytes = b"") ->
 
 
 def gif(*images: bytes, background: int = 1) -> bytes:
-    """Return a GIF of 9×6 pixels with a palette of black and white."""
+    """Return a GIF of 9×6 pixels with a black-and-white palette."""
     return (
         b"GIF89a"
         + struct.pack("<HHBBB", 9, 6, 0x80, background, 0)

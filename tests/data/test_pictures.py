@@ -1,4 +1,4 @@
-"""Pictures are read as viewers show them, or refused with the name of the file."""
+"""Pictures are read as image viewers display them, or refused with the name of the file."""
 
 import logging
 import re
@@ -38,7 +38,7 @@ ORIENTATIONS: dict[int, Any] = {
     7: lambda shown: np.rot90(shown, 2).transpose(1, 0),
     8: lambda shown: np.rot90(shown, -1),
 }
-"""Return the picture to store for each EXIF orientation, so that viewers show the given one."""
+"""Return the picture to store for each EXIF orientation, so that image viewers display the given picture."""
 
 
 def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") -> Form:
@@ -120,13 +120,13 @@ def test_kth_sees_pictures_upright(tmp_path: Path) -> None:
     np.testing.assert_allclose(clip[0, ..., 0] * 255, ramp(), atol=1e-3)
 
 
-# Shape
+# Aspect ratio
 
 
 @pytest.mark.parametrize(
     ("size", "fit", "bright", "remark"),
     [
-        ((16, 32), "stretch", (16, 8), "16×32 L, squeezed to 16×16 L"),
+        ((16, 32), "stretch", (16, 8), "16×32 L, stretched to 16×16 L"),
         ((16, 32), "crop", (16, 16), "16×32 L, cropped to its centre to fill 16×16 L"),
         ((16, 32), "pad", (8, 8), "16×32 L, with black bars around it to fill 16×16 L"),
         ((40, 20), "crop", (16, 8), "40×20 L, cropped"),
@@ -250,7 +250,7 @@ def test_floats_of_0_to_1_keep_their_range(tmp_path: Path) -> None:
         (np.float32([[0, 1.0001]]), "got floats from 0 to 1.0001, expected 0 to 1"),
         (np.float32([[-1, 1]]), "got floats from -1 to 1"),
         (np.float32([[np.nan, 1]]), "got floats from nan"),
-        (np.int32([[0, 70000]]), "integers of 32 bits or with a sign, whose range is unknown; save it with 8 or 16"),
+        (np.int32([[0, 70000]]), "32-bit or signed integers, whose range is unknown; save it with 8 or 16"),
     ],
 )
 def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: NDArray[Any], message: str) -> None:
@@ -304,7 +304,7 @@ def test_signed_bytes_are_refused(tmp_path: Path) -> None:
     content[start : start + 2] = struct.pack("<H", 10)
     content[-4:-4] = struct.pack("<HHII", 339, 3, 1, 2)
     (tmp_path / "1.tif").write_bytes(content)
-    with pytest.raises(ClipError, match="with a sign, whose range is unknown"):
+    with pytest.raises(ClipError, match="or signed integers, whose range is unknown"):
         read_picture(tmp_path / "1.tif", form())
 
 
@@ -336,7 +336,7 @@ def test_a_bmp_of_black_and_white_is_read_correctly_or_refused(tmp_path: Path, b
     head = struct.pack("<IiiHHIIiiII", 40, 16, 8, 1, bits, 0, len(stored), 0, 0, 2, 0) + bytes(4) + b"\xff\xff\xff\0"
     (tmp_path / "1.bmp").write_bytes(struct.pack("<2sIII", b"BM", 62 + len(stored), 0, 62) + head + stored)
     if bits > 1:
-        with pytest.raises(ClipError, match="misreads its palette of black and white; save it as gray or as PNG"):
+        with pytest.raises(ClipError, match="misreads its black-and-white palette; save it as gray or as PNG"):
             load_picture(tmp_path / "1.bmp")
     else:
         np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "1.bmp")), mask * 255)
@@ -417,7 +417,7 @@ def test_uneven_times_of_pages_are_logged(
         ("ImageJ=1.53\nimages=4\nchannels=2\nframes=2\n", 4, "got pages for 2 channels, 2 frames"),
         ("ImageJ=1.53\nimages=4\nslices=2\nframes=2\n", 4, "got pages for 2 slices, 2 frames"),
         ('<OME><Pixels SizeC="2" SizeT="2" SizeZ="1"/></OME>', 4, "got pages for 2 channels, 2 frames"),
-        ('{"shape": [2, 2, 6, 9]}', 4, "got pages for axes of 2 and 2"),
+        ('{"shape": [2, 2, 6, 9]}', 4, "got pages for axes of length 2 and 2"),
         ('{"shape": [6, 6, 9], "truncated": true}', 1, "but the number of pages is 1; write it without `truncate`"),
         ("ImageJ=1.53\nimages=4\nslices=4\n", 4, None),
         ('<OME><Pixels SizeC="1" SizeT="4" SizeZ="1"/></OME>', 4, None),
@@ -646,7 +646,7 @@ def test_a_picture_of_another_size_is_logged_at_any_position(tmp_path: Path, cap
         caplog.clear()
         read()
         assert messages(caplog).count(text) == 1
-        assert messages(caplog).count("12×6 L, squeezed to 6×12 L") == 1
+        assert messages(caplog).count("12×6 L, stretched to 6×12 L") == 1
 
 
 def test_a_picture_of_another_size_is_logged_on_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
