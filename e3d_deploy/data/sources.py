@@ -23,7 +23,7 @@ from e3d_deploy.data.split_folders import Folders, find_splits
 from e3d_deploy.data.split_names import LISTS, doubtful_names, is_list, resolutions
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
-from e3d_deploy.data.views import recordings
+from e3d_deploy.data.views import scenes
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify, silent
 
@@ -44,9 +44,9 @@ class Source:
     """`moving-mnist-npz`, `mnist_test_seq`, `kth`, or kinds of files joined by +: `array`, `pictures`, `videos`."""
     clips: Sequence[Clip]
     windows: NDArray[np.int64] | None
-    """Clip and first frame of the windows that the format fixes, [n, 2]; None: windows may begin anywhere."""
+    """Clip and first frame of each window that the format fixes, [n, 2]; None: windows may begin anywhere."""
     held_out: bool
-    """True if this split shares no file, clip or time with the training split; for `train`, with the other splits.
+    """True if this split shares no file, clip or time with the training split, or, for `train`, with the other splits.
 
     False if names or lists suggest a division into splits that was not used.
     """
@@ -88,7 +88,7 @@ def open_source(
     - Folders and files named like splits are the splits; see `split_folders.py`. Held-out files that are links to
       training files, or copies of them, are skipped.
     - Three or more files are split by file, three or more clips by clip, fewer by time; see `splits.py`. Files that are
-      views of one recording count as one.
+      views of one scene count as one file.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
@@ -97,12 +97,14 @@ def open_source(
         length: frames of a window.
         skip_bad: skip files that cannot be read, which is logged; to find bad pictures, all pictures are decoded once.
         selection: which frames of each clip are used, before the clip is split and cut into windows.
-        remarks: collects remarks; kinds that it already has are not repeated. None: a new object, which logs them.
+        remarks: collects remarks; kinds that it already has are not repeated. None: a new object, which logs
+            the remarks.
         progress: receives messages while files are opened.
 
     Raises:
-        ConfigError: frames of a format with fixed windows were selected, or a clip without a rate was resampled.
-        ClipError: there is nothing that can be read, or no clip of the split is long enough.
+        ConfigError: a selection of frames was requested for a format with fixed windows, or resampling for a clip
+            without a frame rate.
+        ClipError: no file can be read, or no clip of the split is long enough.
         SourceLost: a video breaks off.
         ShapeError: an array has a rank, size, colours or data type that the model does not take, or its layout is
             ambiguous.
@@ -134,7 +136,10 @@ def open_source(
 
 
 def _pair(text: str) -> list[Path] | None:
-    """Return two .npz files joined by a comma, preferably two that exist, because names may contain commas; or None."""
+    """Return the two .npz files that a text joins by a comma; None if it does not.
+
+    If names contain commas, two files that exist are preferred.
+    """
     commas = [position for position, letter in enumerate(text) if letter == ","]
     pairs = [[Path(text[:comma]), Path(text[comma + 1 :])] for comma in commas]
     pairs = [pair for pair in pairs if all(part.suffix.lower() == ".npz" for part in pair)]
@@ -142,7 +147,7 @@ def _pair(text: str) -> list[Path] | None:
 
 
 def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
-    """Return clip and first frame, [n, 2], of the windows that the format fixes, or of all windows without overlap."""
+    """Return clip and first frame of the format's fixed windows, otherwise of windows without overlap, [n, 2]."""
     if source.windows is not None:
         return source.windows
     windows = [
@@ -154,7 +159,7 @@ def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
 
 
 def frames_before(source: Source, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of frames without a gap before each window [n, 2] of a source, [n]."""
+    """Return how many frames precede each of the windows [n, 2] of a source without a gap, [n]."""
     if source.stretches is None:
         return windows[:, 1]
     clips, firsts = source.stretches[:, 0], source.stretches[:, 1]
@@ -166,23 +171,24 @@ def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
     """Check that all frames are selected, for clips whose windows are fixed.
 
     Raises:
-        ConfigError: `reader.selection` leaves out or resamples frames.
+        ConfigError: `reader.selection` skips or resamples frames.
     """
     if not reader.selection.takes_all:
-        raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave out --every and --resample")
+        raise ConfigError(f"{text}: {kind} fixes the frames of its windows; omit --every and --resample")
 
 
 def decay_windows(source: Source, ages: Sequence[int], *, least: int, horizon: int) -> tuple[NDArray[np.int64], int]:
     """Return windows in which states of several ages can forecast the same frames, and the largest such age.
 
-    The age is the largest candidate for which at least half of the stretches without a gap are long enough, not
-    counting those that are too short for `least`. A window begins at each frame of the stretches that are long enough.
+    Stretches without a gap that are too short for the age `least` are ignored. The largest age is the largest candidate
+    for which at least half of the remaining stretches are long enough. A window begins at each frame from which on a
+    stretch is long enough.
 
     Args:
         source: source whose clips are cut into windows.
         ages: candidates for the largest age (frames).
         least: age for which a stretch must be long enough (frames).
-        horizon: frames after the age.
+        horizon: frames of the forecast at that age.
 
     Returns:
         Clip and first frame, [n, 2], and the age; a window has age + horizon frames.
@@ -214,7 +220,7 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, split: Split,
 
 
 def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
-    """Return the clips of an array in the layout of mnist_test_seq.npy; empty if the array has another layout."""
+    """Return the clips of an array in the layout of mnist_test_seq.npy; empty if the array has a different layout."""
     array = open_npy(path)
     if len(array.shape) != 4 or reader.form.channels != 1:
         return []
@@ -232,7 +238,7 @@ def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split
 
 
 def _undivided(text: str, kind: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
-    """Return a source with one window at the start of each clip, and the same clips in each split, which it remarks."""
+    """Return a source with one window at the start of each clip; each split has the same clips, as a remark says."""
     if split != "train":
         reader.remark(f"{text}: has the same clips in each split; to train on it, give another file as --valid-data")
     shortest = min(len(clip) for clip in clips)
@@ -314,7 +320,7 @@ class _Files:
     is_in_doubt: bool = False
     """True if names or lists suggest a division into splits that was not used."""
     are_views: bool = False
-    """True if some files are views of one recording, so that they may not be divided by clip."""
+    """True if some files are views of one scene, so that they may not be divided by clip."""
 
 
 def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
@@ -343,7 +349,7 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
 
 
 def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
-    """Return the files of a split of a folder without names of splits.
+    """Return the files of a split, for a folder in which no names assign files to splits.
 
     Raises:
         ClipError: there are no clips, or they are the same clips in several resolutions.
@@ -378,9 +384,9 @@ def _lists(path: Path) -> list[str]:
 
 
 def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Files:
-    """Return the files of a split of a folder without names of splits.
+    """Return the files of a split, for a folder in which no names assign files to splits.
 
-    Views of one recording stay in one split. If most clips are KTH videos, the others are skipped with a remark.
+    Views of one scene stay in one split. If most clips are KTH videos, the others are skipped with a remark.
 
     Raises:
         ClipError: no KTH video shows a person of the split, or at least half of the clips are not KTH videos.
@@ -397,12 +403,12 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Fi
         if not found:
             raise ClipError(no_person(path, split))
         return _Files(found, held_out=True)
-    groups = recordings(path, files)
+    groups = scenes(path, files)
     are_views = len(groups) < len(files)
     if are_views:
-        how = "by time" if len(groups) < 3 else f"by recording into {len(groups)} groups"
+        how = "by time" if len(groups) < 3 else f"by scene into {len(groups)} groups"
         names = some([str(file.relative_to(path)) for file in max(groups, key=len)])
-        reader.remark(f"{path}: divided {how}, because names suggest views of one recording: {names}")
+        reader.remark(f"{path}: divided {how}, because names suggest views of one scene: {names}")
     if len(groups) < 3:
         return _Files(files, held_out=False, are_views=are_views)
     found, trained = (
@@ -415,14 +421,14 @@ def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, 
     """Return the held-out clips that share no file with the training clips and are not copies of them.
 
     Raises:
-        ClipError: there are no such files.
+        ClipError: there are no such clips.
     """
     distinct = new_clips(files, trained)
     if distinct.links:
-        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_joined(distinct.links)}")
+        reader.remark(f"{path}: skipped in {split}, because they link to training clips: {_joined(distinct.links)}")
     if distinct.copies:
         reader.remark(
-            f"{path}: left out of {split}, because they are copies of training clips: {_joined(distinct.copies)}"
+            f"{path}: skipped in {split}, because they are copies of training clips: {_joined(distinct.copies)}"
         )
     if not distinct.kept:
         raise ClipError(f"{path}: all clips to hold out are training clips too, as links or copies; give other clips")
@@ -445,7 +451,7 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
 
 
 def _without_repetitions(path: Path, files: list[Path], reader: Reader) -> list[Path]:
-    """Return the files that are neither links to other files nor copies of them."""
+    """Return the clips that are neither links to other clips nor copies of them; remark on the skipped ones."""
     distinct = distinct_clips(files)
     if distinct.links:
         reader.remark(f"{path}: skipped links to other clips: {_joined(distinct.links)}")
@@ -461,7 +467,7 @@ def _joined(clips: Iterable[Path]) -> str:
 def _divided(
     text: str, split: Split, clips: list[Clip], reader: Reader, *, length: int, are_views: bool
 ) -> tuple[list[Clip], bool]:
-    """Divide the clips of one or two files or recordings; return a split's, and True if the splits share nothing."""
+    """Divide the clips of one or two files or scenes; return those of a split, and True if the splits share nothing."""
     if len(clips) >= 3 and not are_views:
         return [clips[number] for number in members_of(split, len(clips))], True
     if parts := by_time(split, clips, length=length):

@@ -1,4 +1,7 @@
-"""Recognize clips that are views or parts of one recording, by their names. Needs no PyTorch."""
+"""Recognize clips that show one scene, judging by their names. Needs no PyTorch.
+
+Such clips are views, which differ in camera angle or modality, or chapters of one GoPro film.
+"""
 
 import re
 from collections import defaultdict
@@ -10,7 +13,7 @@ from e3d_deploy.data.masks import GENERIC
 from e3d_deploy.data.series import CAMERAS, NUMBERED
 
 MODALITIES = ("rgb", "color", "colour", "gray", "grey", "depth", "flow", "ir", "nir", "infrared", "thermal", "normals")
-"""Words for the kind of picture in a view."""
+"""Words for the modality of a view."""
 SIDES = ("left", "right", "front", "back", "rear")
 """Words for the position of a view, at the start or end of a clip's name."""
 PLACES = ("top", "bottom", "side", "center", "centre", "middle")
@@ -22,25 +25,25 @@ _KINDS, _ENDS = "|".join(MODALITIES), "|".join((*MODALITIES, *SIDES))
 _KIND = re.compile(rf"[\W_]+(?:{_KINDS})$")
 _END = re.compile(rf"(?:[\W_]+(?:{_ENDS}|[lr]))+$|^(?:(?:{_ENDS})[\W_]+)+")
 _AXIS = re.compile(r"(?<![^\W\d_])flow[\W_]*[xyuv](?![^\W_])")
-"""Pattern of optical flow with an axis; the axes of one recording are separate clips."""
+"""Pattern of optical flow with an axis; the x and y components of a flow are stored as separate clips."""
 _CHAPTER = re.compile(r"g([hxs])\d\d(\d{4})|g(?:opr|p\d\d)(\d{4})")
-"""Pattern of a chapter of a GoPro recording; group 2 or 3 is the number of the recording."""
+"""Pattern of a chapter of a GoPro film; group 2 or 3 is the number of the film."""
 
 
-def recordings(folder: Path, clips: Iterable[Path]) -> list[list[Path]]:
-    """Group the clips in a folder by recording.
+def scenes(folder: Path, clips: Iterable[Path]) -> list[list[Path]]:
+    """Group the clips in a folder by scene.
 
-    Clips belong to one recording if their paths differ only in suffixes and words for views (`image_00`, `left`, `rgb`,
-    `flow_x`), or if they are chapters of one GoPro recording.
+    Clips show one scene if their paths differ only in suffixes and words for views (`image_00`, `left`, `rgb`,
+    `flow_x`), or if they are chapters of one GoPro film.
     """
     found: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for clip in clips:
-        found[_recording(clip.relative_to(folder).parts)].append(clip)
+        found[_scene(clip.relative_to(folder).parts)].append(clip)
     return list(found.values())
 
 
-def _recording(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the parts of a path, without words for views."""
+def _scene(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the folders and the name in a path, without words for views."""
     if not parts:
         return ()
     *above, name = parts

@@ -81,7 +81,7 @@ def mnist(path: Path | str, **changes: Any) -> Source:
 
 
 def original_batches(count: int, size: int) -> int:
-    """Return the number of batches that the original makes of clips; it leaves out the last one.
+    """Return the number of batches that the original makes of clips; it drops the last batch.
 
     Source: google/e3d_lstm src/data_provider/mnist.py and kth_action.py, no_batch_left.
     """
@@ -682,7 +682,7 @@ def test_several_arrays_of_frames_in_an_npz_are_refused(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_the_checksum_of_an_array_is_verified_once(
+def test_the_checksum_of_an_array_is_checked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
 ) -> None:
     path = tmp_path / "a.npz"
@@ -736,7 +736,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, name: str) -> None:
     source = source_of(path)
     if name == "plain.npy":
         spoil(path)
-        with pytest.raises(ClipError, match=r"plain\.npy, clip 1: ends too early; it was complete when it was opened"):
+        with pytest.raises(ClipError, match=r"plain\.npy, clip 1: its file has become shorter since it was opened"):
             source.clips[1][:]
 
 
@@ -965,5 +965,5 @@ def test_inspect_writes_nothing_unasked_and_fails_in_a_line(tmp_path: Path, monk
     assert "no such file or folder" in inspect("absent", code=2).stderr
     np.save("colours.npy", np.zeros((3, 4, *SIZE, 2), np.uint8))
     colours = ["colours.npy", "--image-size", "16x24", "--channels", 2, "--length", 4, "--picture", "sheet.png"]
-    assert "frames have 2 colours, only 1 or 3 can be drawn; leave out --picture" in inspect(*colours, code=2).stderr
+    assert "frames have 2 colours, only 1 or 3 can be drawn; omit --picture" in inspect(*colours, code=2).stderr
     assert not Path("sheet.png").exists()

@@ -17,7 +17,7 @@ from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
 from e3d_deploy.data.split_names import doubtful_names, is_list, paired_names, unread_split
 from e3d_deploy.data.splits import members_of
-from e3d_deploy.data.views import recordings
+from e3d_deploy.data.views import scenes
 from e3d_deploy.errors import ClipError
 
 SIZE = (8, 8)
@@ -392,7 +392,7 @@ def test_a_link_does_not_leak_from_training(tmp_path: Path, link: Any) -> None:
     link(file, tmp_path / "val" / "2.npy")
     source = opened(tmp_path, "valid")
     assert len(source.clips) == 1
-    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, because they link to training clips")
+    assert source.remarks[0].startswith(f"{tmp_path}: skipped in valid, because they link to training clips")
     (tmp_path / "val" / "1.npy").unlink()
     with pytest.raises(ClipError, match="all clips to hold out are training clips too, as links or copies"):
         opened(tmp_path, "valid")
@@ -430,7 +430,7 @@ def test_a_copy_does_not_leak_from_training(tmp_path: Path) -> None:
     source = opened(tmp_path, "valid")
     assert (values(tmp_path, "train"), values(tmp_path, "valid")) == ([0], [1])
     assert source.remarks[0] == (
-        f"{tmp_path}: left out of valid, because they are copies of training clips: {tmp_path / 'val' / '2.npy'}"
+        f"{tmp_path}: skipped in valid, because they are copies of training clips: {tmp_path / 'val' / '2.npy'}"
     )
     (tmp_path / "val" / "1.npy").unlink()
     with pytest.raises(
@@ -541,7 +541,7 @@ def test_clips_that_are_divided_share_no_frame_with_training(tmp_path: Path) -> 
     os.link(trained / "0.png", held_out[0] / "4.png")
     source = opened(tmp_path, "valid")
     assert len(source.clips) == len(held_out) - 1
-    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, because they link to training clips")
+    assert source.remarks[0].startswith(f"{tmp_path}: skipped in valid, because they link to training clips")
 
 
 def test_an_empty_folder_of_a_split_is_an_error_only_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -567,7 +567,7 @@ def test_other_files_divided_by_split_are_skipped(tmp_path: Path) -> None:
     )
 
 
-# Views of one recording
+# Views of one scene
 
 
 @pytest.mark.parametrize(
@@ -589,7 +589,7 @@ def test_other_files_divided_by_split_are_skipped(tmp_path: Path) -> None:
         ("GOPR004{}.npy", "GP01004{}.npy", "GP02004{}.npy"),
     ],
 )
-def test_views_of_a_recording_stay_in_one_split(tmp_path: Path, views: tuple[str, ...]) -> None:
+def test_views_of_a_scene_stay_in_one_split(tmp_path: Path, views: tuple[str, ...]) -> None:
     for number in range(4):
         for place, view in enumerate(views):
             write_clip(tmp_path / view.format(number), 10 * number + place)
@@ -598,24 +598,24 @@ def test_views_of_a_recording_stay_in_one_split(tmp_path: Path, views: tuple[str
     assert sorted(chain.from_iterable(set(found) for found in numbers)) == [0, 1, 2, 3]
     assert [len(found) for found in numbers] == [2 * len(views), len(views), len(views)]
     assert all(source.held_out for source in sources)
-    said = f"{tmp_path}: divided by recording into 4 groups, because names suggest views of one recording: "
+    said = f"{tmp_path}: divided by scene into 4 groups, because names suggest views of one scene: "
     assert any(remark.startswith(said) for remark in sources[0].remarks)
 
 
 @pytest.mark.parametrize("other", ["v2.mp4", "V2.MKV", "v2", "frames/v2", "v2/rgb", "v2.npy"])
-def test_a_recording_in_several_formats_is_one(other: str) -> None:
+def test_a_scene_in_several_formats_is_one(other: str) -> None:
     clips = [Path("x", name) for name in ("v1.avi", "v2.avi", other)]
-    assert recordings(Path("x"), clips) == [clips[:1], clips[1:]]
+    assert scenes(Path("x"), clips) == [clips[:1], clips[1:]]
 
 
-def test_fewer_than_three_recordings_are_divided_by_time(tmp_path: Path) -> None:
+def test_fewer_than_three_scenes_are_divided_by_time(tmp_path: Path) -> None:
     for number, name in enumerate(("left", "right", "depth")):
         write_clip(tmp_path / f"{name}.npy", number, length=20)
     sources = [opened(tmp_path, split, length=2) for split in ("train", "valid", "test")]
     assert [[len(clip) for clip in source.clips] for source in sources] == [[16] * 3, [2] * 3, [2] * 3]
     assert all(source.held_out for source in sources)
     assert sources[1].remarks[0] == (
-        f"{tmp_path}: divided by time, because names suggest views of one recording: depth.npy, left.npy, right.npy"
+        f"{tmp_path}: divided by time, because names suggest views of one scene: depth.npy, left.npy, right.npy"
     )
     assert not opened(tmp_path, "valid", length=5).held_out  # too short to be divided
 
@@ -645,8 +645,8 @@ def test_views_in_a_single_training_folder_stay_together(tmp_path: Path) -> None
         ("depth/a.mp4", "rgb/b.mp4", "left/c.mp4", "cam0/d.mp4"),
     ],
 )  # fmt: skip
-def test_clips_of_several_recordings_are_not_views(names: tuple[str, ...]) -> None:
-    assert recordings(Path("x"), [Path("x", name) for name in names]) == [[Path("x", name)] for name in names]
+def test_clips_of_several_scenes_are_not_views(names: tuple[str, ...]) -> None:
+    assert scenes(Path("x"), [Path("x", name) for name in names]) == [[Path("x", name)] for name in names]
 
 
 # Masks
