@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 EBML, SEGMENT, CLUSTER, VOID, CHECKSUM = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xEC, 0xBF
-"""IDs of elements of Matroska and WebM."""
+"""IDs of Matroska and WebM elements."""
 OGG_HEADER = 27
 """Size of the header of an Ogg page, before the table of segment lengths (bytes)."""
 OGG_CHECKSUM = slice(22, 26)
@@ -13,7 +13,7 @@ OGG_CHECKSUM = slice(22, 26)
 START_CODE, PACK_HEADER, PROGRAM_END = b"\0\0\1", 0xBA, 0xB9
 """Start code of an MPEG program stream, and the types of its packets that have no length field."""
 ASF_STREAM = bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")
-"""Start of an object in the header of an ASF file that describes one stream."""
+"""Start of a header object that describes one stream, in an ASF file."""
 ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
 """Stream type of a video in an ASF file."""
 ASF_KIND_AT, ASF_STREAM_AT = 24, 72
@@ -25,27 +25,27 @@ MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def damaged_at(place: int, found: bytes) -> str:
-    """Return a message that says a file is damaged at a byte, given the bytes found there."""
+    """Return a message that a file is damaged at byte `place`, where the bytes `found` are."""
     if not any(found):
         return f"it is filled with zeros from byte {place}, like an unfinished download"
     return f"it is damaged at byte {place}"
 
 
 def cut_after(size: int, end: int) -> str:
-    """Return a message that says how many bytes a cut file has, and how many it should have."""
+    """Return a message that a file has only `size` bytes, but should have `end` bytes."""
     return f"it has {size} bytes of {max(end, size + 1)}"
 
 
 def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
-    """Describe the damage in a Matroska or WebM file, or its missing end; None if the file is complete.
+    """Describe the damage in a Matroska or WebM file, or its missing end; None if the file is intact.
 
-    Each element has to end within the element around it. Live recordings may leave the lengths of segments and clusters
-    unknown. FFmpeg writes checksums of clusters into .mkv files.
+    Each element has to end within the element around it. Programs that write while they
+    record may leave the lengths of segments and clusters unknown. FFmpeg writes checksums of clusters into .mkv files.
 
     Args:
         file: the open file.
         size: size of the file (bytes).
-        checksums: also verify the checksums, which reads the whole file.
+        checksums: also check the checksums, which reads the whole file.
     """
     place, ends = 0, [size]  # the ends of the elements around `place`
     while place < size:
@@ -91,14 +91,14 @@ def _has_checksum(file: BinaryIO, begin: int, end: int) -> bool:
 
 
 def damage_in_ogg(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
-    """Describe the damage in an Ogg file, or its missing end; None if the file is complete.
+    """Describe the damage in an Ogg file, or its missing end; None if the file is intact.
 
     Demuxers drop a page whose checksum does not match.
 
     Args:
         file: the open file.
         size: size of the file (bytes).
-        checksums: also verify the checksums, which reads the whole file.
+        checksums: also check the checksums, which reads the whole file.
     """
     place = 0
     while place < size:
@@ -122,13 +122,13 @@ def _page_has_checksum(head: bytes, rest: bytes) -> bool:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """Return Ogg's CRC-32, which takes the highest bit first, computed with zlib's, which takes the lowest first."""
+    """Return Ogg's CRC-32, which takes the highest bit first; zlib's, which computes it, takes the lowest first."""
     mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
-    """Describe the damage in an MPEG program stream, or its missing end; None if the file is complete."""
+    """Describe the damage in an MPEG program stream, or its missing end; None if the file is intact."""
     place, may_be_padded = 0, False
     while place < size:
         file.seek(place)
@@ -140,7 +140,7 @@ def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
             return None if head[3:] == bytes([PROGRAM_END]) else cut_after(size, place + 6)
         if head[3] == PACK_HEADER:
             is_mpeg1 = may_be_padded = head[4] >> 4 == 0b0010
-            place += 12 if is_mpeg1 else 14 + (head[-1] & 7)  # the low bits count stuffing bytes
+            place += 12 if is_mpeg1 else 14 + (head[-1] & 7)  # the low bits are the number of stuffing bytes
         elif head[3] == PROGRAM_END:
             may_be_padded = True
             place += 4
@@ -152,8 +152,8 @@ def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
 def damage_in_asf(file: BinaryIO, first: int, length: int, count: int) -> str | None:
     """Describe a damaged packet in an ASF or WMV file; None if all packets are intact.
 
-    A part of a frame has to end within its packet, and the parts of a video frame have to follow one another. Demuxers
-    drop a frame whose parts do not.
+    A payload, which is one piece of a frame, has to end within its packet. The payloads of a video frame have to follow
+    one another without a gap. Demuxers drop frames for which this is not true.
 
     Args:
         file: the open file.
@@ -170,7 +170,7 @@ def damage_in_asf(file: BinaryIO, first: int, length: int, count: int) -> str | 
         if len(packet) < length:
             return None
         try:
-            for stream, frame, offset, size, total in _asf_parts(packet):
+            for stream, frame, offset, size, total in _asf_payloads(packet):
                 if not is_video[stream]:
                     continue
                 known, so_far, lacks = missing.get(stream, (frame, offset, total - offset))
@@ -191,8 +191,8 @@ def _asf_streams(header: bytes) -> dict[int, bool]:
     return streams
 
 
-def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield the parts of a packet: stream, frame number, offset in the frame, size of the part, size of the frame.
+def _asf_payloads(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield each payload of a packet: stream, frame number, offset in the frame, size, and size of the frame.
 
     Raises:
         IndexError, ValueError: the packet is damaged.
@@ -226,5 +226,5 @@ def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         place += size
         if size < 0 or place > end or end > len(packet):
             raise ValueError
-        if copied != 1:  # 1: the part holds complete small frames
+        if copied != 1:  # 1: the payload holds complete small frames
             yield stream, frame, offset, size, total

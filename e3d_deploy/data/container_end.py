@@ -1,9 +1,9 @@
 """Detect that the end of a video file is missing, from its container. Needs no PyTorch.
 
-The parts of a container state their lengths in headers. These reveal what decoders miss: a file that is cut between
-two frames decodes like a shorter one. MP4 and AVI need a few reads; Matroska, FLV, WMV and MPEG program streams one
-read per packet; Ogg one per page. GIF files are read completely. To verify checksums, so are Ogg files and the
-Matroska files that FFmpeg writes.
+The elements of a container state their lengths in headers. These reveal what decoders miss: a file that is cut between
+two frames decodes like a shorter file. MP4 and AVI need a few reads; Matroska, FLV, WMV and MPEG program streams one
+read per packet; Ogg one per page. GIF files are read completely. To check checksums, Ogg files and the Matroska files
+that FFmpeg writes are also read completely.
 """
 
 import struct
@@ -35,7 +35,7 @@ FLV_SPARE_S = 0.25
 SLACK = 8
 """Size of a RIFF header, which some programs include in the stated length (bytes)."""
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-"""Start of the object of an ASF or WMV file that states the size of the file."""
+"""Start of the object that states the file size, in an ASF or WMV file."""
 ASF_SIZE_AT = 40
 """Offset of the file size in the object that starts with `ASF_FILE` (bytes)."""
 ASF_PACKETS_AT, ASF_PACKET_SIZE_AT = 56, 92
@@ -43,7 +43,7 @@ ASF_PACKETS_AT, ASF_PACKET_SIZE_AT = 56, 92
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 """First bytes of an ASF or WMV file."""
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
-"""Start of the object of an ASF or WMV file that holds the packets."""
+"""Start of the object that holds the packets, in an ASF or WMV file."""
 ASF_DATA_HEADER = 50
 """Size of the header of the object that starts with `ASF_DATA` (bytes)."""
 MAX_BYTES = 1 << 62
@@ -55,12 +55,12 @@ TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 
 
 def missing_end(path: Path, *, checksums: bool = True) -> str | None:
-    """Describe how a video file shows that its end is missing; None if it is complete or of another kind.
+    """Describe the damage or the missing end of a video file; None if it is intact or of a kind that is not checked.
 
     Args:
         path: the file.
-        checksums: also verify the checksums of Matroska and Ogg and check the packets of WMV, which reads the whole
-            file.
+        checksums: also check the checksums of Matroska and Ogg files, and the packets of WMV files. This reads the
+            whole file.
     """
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
 
 
 def joined(path: Path) -> bool:
-    """Return True if two MP4, MOV, 3GP, FLV or WMV files are concatenated; demuxers read only the first."""
+    """Return True if a file is two concatenated MP4, MOV, 3GP, FLV or WMV files; demuxers read only the first one."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -143,19 +143,19 @@ def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         file.seek(place)
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
-        if len(head) < 24 or not 24 <= length < MAX_BYTES:  # a length of 0: the header was never finished
+        if len(head) < 24 or not 24 <= length < MAX_BYTES:  # 0 if the writer did not finish the header
             return
         yield place, place + length, head[:16]
         place += length
 
 
 def _damage_in_asf(file: BinaryIO, properties: bytes, *, look_into: bool) -> str | None:
-    """Describe a packet or a last object that is filled with zeros, or a damaged packet; None without damage.
+    """Describe zeros in place of a packet or after the last object, or a damaged packet; None without damage.
 
     Args:
         file: the open file.
-        properties: header from the object that starts with `ASF_FILE`.
-        look_into: also check the parts in each packet, which reads the whole file.
+        properties: the first bytes of the file, from the object that starts with `ASF_FILE`.
+        look_into: also check the payloads in each packet, which reads the whole file.
     """
     count = int.from_bytes(properties[ASF_PACKETS_AT : ASF_PACKETS_AT + 8], "little")
     length = int.from_bytes(properties[ASF_PACKET_SIZE_AT : ASF_PACKET_SIZE_AT + 4], "little")
@@ -175,7 +175,7 @@ def _damage_in_asf(file: BinaryIO, properties: bytes, *, look_into: bool) -> str
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the end and the type of each outer box."""
+    """Yield the end and the type of each outer box of an MP4."""
     place = 0
     while place + 8 <= size:
         file.seek(place)
@@ -192,7 +192,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _empty_fragment(file: BinaryIO, size: int) -> int | None:
-    """Return where zeros follow the fragments of an MP4 without an index of fragments; None without zeros."""
+    """Return the offset of zeros after the fragments of an MP4 that lacks an index of fragments; None without zeros."""
     boxes = list(_boxes(file, size))
     kinds = [kind for _, kind in boxes]
     if b"moof" in kinds and b"mfra" not in kinds and kinds[-1] == bytes(4):
@@ -206,14 +206,14 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
         file.seek(place)
         head = file.read(8)
         length = int.from_bytes(head[4:], "little")
-        if head[:4] != b"RIFF" or length == 0:  # a length of 0: the header was never finished
+        if head[:4] != b"RIFF" or length == 0:  # 0 if the writer did not finish the header
             return place
         place += 8 + length + length % 2
     return place
 
 
 def _empty_chunk(file: BinaryIO, size: int) -> int | None:
-    """Return the offset of zeros in place of a chunk of an AVI or of the end of its index; None if there are none."""
+    """Return the offset of zeros that replace a chunk of an AVI or the end of its index; None without zeros."""
     file.seek(4)
     place, end = 12, min(size, 8 + int.from_bytes(file.read(4), "little"))
     while place + 8 <= end:
@@ -222,7 +222,7 @@ def _empty_chunk(file: BinaryIO, size: int) -> int | None:
         if head == bytes(8):
             return place
         begin, length = place + 8, int.from_bytes(head[4:], "little")
-        if length == 0:  # the recording was never finished
+        if length == 0:  # 0 if the writer did not finish the file
             return None
         place = begin + length + length % 2
         if head[:4] == b"idx1" and length >= INDEX_ENTRY:

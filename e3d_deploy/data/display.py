@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 LIMITED = 1
-"""FFmpeg's code of the colour range 16 to 235."""
+"""FFmpeg's code of the limited colour range, 16 to 235."""
 UNSPECIFIED, BT_709 = 2, 1
-"""FFmpeg's codes of an unspecified colour space, and of BT.709, the one of HD video."""
+"""FFmpeg's codes of an unspecified colour space, and of BT.709, the colour space of HD video."""
 HD = (576, 1280)
 """Height above which, and width from which, players assume BT.709 if the colour space is unspecified (pixels)."""
 HDR = {16: "PQ", 18: "HLG"}
@@ -38,7 +38,7 @@ class Turn:
 
     @classmethod
     def of(cls, matrix: NDArray[np.int32]) -> "Turn":
-        """Return the turn by a multiple of 90° that is nearest to a display matrix, [9]."""
+        """Return the turn, by a multiple of 90° and with flips, that is nearest to a display matrix, [9]."""
         a, b, _, c, d = matrix[:5].tolist()
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(transposed=True, flip_rows=b < 0, flip_columns=c < 0)
@@ -99,9 +99,9 @@ class FrameConverter:
         """Choose the conversion for frames like this one; the format of a video changes only at key frames."""
         from av.video.reformatter import VideoReformatter
 
-        self.scaler = VideoReformatter()  # reused for equal frames, because each one builds its own tables
+        self.scaler = VideoReformatter()  # reused for equal frames, because each scaler builds its own tables
         self.stored = (frame.height, frame.width)
-        # Read only here, because it may take as long as decoding; the container's matrix applies to all frames.
+        # The matrix is read only here, because reading may take as long as decoding. It applies to all frames.
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
         h, w = self.stored[::-1] if self.turn.transposed else self.stored
@@ -120,8 +120,8 @@ class FrameConverter:
             self.remarks.say("interlaced", "%s: interlaced; both fields are read as one picture, so edges of moving "
                              "objects look combed; deinterlace the video first", self.name)  # fmt: skip
         if curve := HDR.get(frame.color_trc):
-            self.remarks.say("hdr", "%s: HDR (%s); its values are used without tone mapping, so it looks paler than "
-                             "on a screen; convert it to SDR first", self.name, curve)  # fmt: skip
+            self.remarks.say("hdr", "%s: HDR (%s); its values are used without tone mapping, so pictures look paler "
+                             "than on a screen; convert it to SDR first", self.name, curve)  # fmt: skip
 
     def _over_black(self, frame: "av.VideoFrame") -> "av.VideoFrame":
         import av

@@ -22,13 +22,16 @@ class Video:
     """A source that is read picture by picture."""
 
     pictures: Iterator[NDArray[np.uint8]]
-    """Pictures [H, W, C]; raises ClipError if the source cannot be read or is empty, SourceLost if it breaks off."""
+    """Pictures [H, W, C].
+
+    Iteration raises ClipError if the source cannot be read or is empty, and SourceLost if the source breaks off.
+    """
     rate: float | None
     """Frame rate of the pictures (frames per second); None if the source states none."""
     rest: Iterator[object]
     """Remaining frames, without conversion, to check that the rest of the source can be read."""
     time_s: Callable[[], float | None]
-    """Returns the time of the last picture by the source's own clock (s); None if the source has none."""
+    """Returns the time of the last picture on the source's own clock (s); None if the source has no clock."""
 
     @property
     def frames_per_second(self) -> float:
@@ -37,7 +40,7 @@ class Video:
 
 
 def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: Selection = ALL) -> Video:
-    """Play a video, a folder of pictures or the pages of a picture, scaled and converted as a model takes them.
+    """Play a video, a folder of pictures or the pages of a picture, in the size and colours of the model.
 
     Args:
         path: video, folder or picture.
@@ -48,7 +51,7 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     Raises:
         ClipError: `path` does not exist or cannot be played.
         ShapeError: the model does not take 1 or 3 colours.
-        ConfigError: resampling was asked of a source without a rate.
+        ConfigError: resampling was requested for a source without a frame rate.
         BackendUnavailable: the extra `video` is not installed.
     """
     if not path.exists():
@@ -102,7 +105,7 @@ class PicturesUntilLost:
             self.error = error
 
     def finish(self) -> None:
-        """Raise the error of the source, if it broke off.
+        """Raise the error with which the source broke off, if it did.
 
         Raises:
             SourceLost: the source broke off.

@@ -1,4 +1,4 @@
-"""Decode videos picture by picture. Needs no PyTorch, and PyAV only when a video is opened."""
+"""Decode videos picture by picture. Needs no PyTorch; imports PyAV when a video is opened."""
 
 import errno
 from collections import deque
@@ -25,30 +25,31 @@ if TYPE_CHECKING:
     import av
 
 CHECKED = 1000
-"""Number of frames that are decoded after the requested ones, to check that the video is complete."""
+"""Maximum number of frames decoded after the requested ones, to check that the video is complete."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that keep the alpha channel of WebM, by the name of FFmpeg's own decoder, which drops it."""
 OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
-"""Options of decoders: stop at damage that would be concealed silently, and wait for reordered frames.
+"""Options of decoders.
 
-The latter is for H.264 streams that do not state how far frames are reordered.
+`explode` stops at damage that would be concealed silently. `strict` makes the decoder wait for reordered frames, for
+H.264 streams that do not state how far frames are reordered.
 """
 BOUND = {"max_pixels": str(MAX_PIXELS)}
-"""Option of decoders to refuse larger frames before memory is allocated, even if the size changes in mid-stream."""
+"""Decoder option that refuses larger frames before memory is allocated, even if the size changes in mid-stream."""
 COUNTED = {"av1": 0, "h264": 3, "hevc": 3, "mpeg2video": 3, "vvc": 3}
 """Codecs whose decoders drop frames silently, with the maximum number of missing frames that is tolerated.
 
-Each packet of these codecs holds a frame or a field. Streams of all but AV1 may ask for frames to be shown later or
-never, which accounts for a few missing frames.
+Each packet of these codecs holds a frame or a field. Streams of these codecs, except AV1, may state that frames are
+shown later or never, which explains a few missing frames.
 """
 BEGIN_WHOLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-"""Containers that begin with a key frame; other containers may hold a recording that started in mid-stream."""
+"""Containers that begin with a key frame; files in other containers may begin in mid-stream."""
 AVIF = ("avif", "avis")
 """Brands of animated AVIF files, whose transparency and tiles are separate streams."""
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
-"""First bytes of text files that list videos: of HLS, and of FFmpeg's own format."""
+"""First bytes of text files that list videos, in the formats of HLS and of FFmpeg."""
 LOST_INTERVALS = 3
-"""Tolerance when a video ends before the end in its header: longest frame intervals in Matroska, frames in AVI."""
+"""Tolerance if a video ends before the end in its header: in longest frame intervals (Matroska), in frames (AVI)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ class Single:
 
 
 def _kind(path: Path) -> str | None:
-    """Return the kind of a file that FFmpeg cannot open, if FFmpeg's error does not say it; otherwise None."""
+    """Describe a file that FFmpeg cannot open, if the cause is clearer than FFmpeg's error; otherwise return None."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -204,7 +205,7 @@ def _shape(stream: Any) -> tuple[int, int]:
 
 
 def _reason(error: "OSError | av.FFmpegError") -> str | None:
-    """Describe an error of FFmpeg, whose code for damage is also that for frames above `BOUND`."""
+    """Describe an FFmpeg error; damage and frames above `BOUND` have the same error code."""
     return f"damaged, or frames above {MAX_PIXELS:,} pixels" if error.errno == errno.EINVAL else error.strerror
 
 
@@ -218,14 +219,14 @@ def unreadable(path: Path, reason: str | None) -> ClipError:
 
 
 def check_rest(path: Path, frames: Iterator[object]) -> None:
-    """Check that a video is complete after the frames that were asked for.
+    """Check that a video is complete after the requested frames.
 
-    The next `CHECKED` frames are decoded, and the headers after them are checked. Checksums are not verified, because
-    that requires reading the whole file, which may be much larger than the requested part.
+    The next `CHECKED` frames are decoded, and the headers after them are checked. Checksums are not checked, because
+    this would read the whole file, which may be much larger than the requested frames.
 
     Args:
         path: the video.
-        frames: its remaining frames.
+        frames: remaining frames of the video.
 
     Raises:
         SourceLost: the video is damaged after the requested frames, or its end is missing.
@@ -254,7 +255,7 @@ class Times:
         self.last = pts
 
     def last_s(self, tick: Fraction | None) -> float | None:
-        """Return the time of the last frame (s); None if it is unknown."""
+        """Return the time of the last frame (s); None before the first frame, or if the stream has no clock."""
         return None if self.last is None or not tick else float(self.last * tick)
 
     def say(self, name: str, tick: Fraction, remarks: Remarks) -> None:
@@ -267,7 +268,7 @@ class Times:
                         name, shortest_ms, longest_ms)  # fmt: skip
 
     def missing(self, container: Any, stream: Any) -> str | None:
-        """Describe how a Matroska file shows that frames are missing at its end; None if it does not."""
+        """Describe how a Matroska file shows that frames are missing at its end; None if it shows none."""
         stated_s = _stated_seconds(container, stream)
         if stated_s is None or self.last is None or not self.longest:
             return None
@@ -278,7 +279,7 @@ class Times:
 
 
 def _stated_seconds(container: Any, stream: Any) -> float | None:
-    """Return the length of a video from the header of Matroska (s); None for others, whose demuxers estimate it."""
+    """Return the length that a Matroska header states (s); None for other containers, whose demuxers estimate it."""
     if container.format.name != "matroska,webm":
         return None
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
@@ -291,11 +292,14 @@ def _stated_seconds(container: Any, stream: Any) -> float | None:
 
 
 class Awaited:
-    """Counts the packets of which no frame has come out of the decoder yet.
+    """Counts the packets for which the decoder has not returned a frame.
 
-    Not counted are packets that an edit list hides; packets before the first frame of a recording that started in
-    mid-stream; and packets that follow a key frame but are shown before it, because they cannot be decoded if the film
-    was cut there.
+    These packets are not counted:
+
+    - packets that an edit list hides;
+    - packets before the first frame of a file that begins in mid-stream;
+    - packets that follow a key frame but are shown before it, because they cannot be decoded if the film was cut at the
+      key frame.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -432,7 +436,7 @@ def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
 def _timed(
     frames: Iterator["av.VideoFrame"], interval: Fraction | None, *, tells_times: bool
 ) -> Iterator[tuple[Fraction, "av.VideoFrame"]]:
-    """Yield frames with their times (s); the time of a frame without one is an interval after the preceding frame."""
+    """Yield frames with their times (s); a frame without a time is one interval after the preceding frame."""
     time = Fraction(0)
     for frame in frames:
         if tells_times and frame.pts is not None and frame.time_base is not None:

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Put = Callable[[NDArray[Any]], None]
-"""Function that takes the next frame or picture to write."""
+"""Function that writes the next frame or picture of a clip."""
 
 SUFFIXES = (".npz", ".mp4", ".gif", "")
 MAX_SIDE = {".mp4": 16_384, ".gif": 65_535, "": 2**31 - 1}
 """Maximum side of a picture (pixels): of libx264, of GIF and of PNG."""
 MAX_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
-"""Maximum number of pixels of a picture: at level 6.2 of H.264, and before Pillow warns when it reads the picture."""
+"""Maximum number of pixels in a picture: of H.264 at level 6.2, and without a warning when Pillow reads the picture."""
 KINDS = {".mp4": "H.264", ".gif": "a GIF", "": "a PNG"}
 LONGEST_S = {".mp4": 1000.0, ".gif": 655.35}
-"""Maximum time of a frame (s): that FFmpeg writes, and that a GIF can store."""
+"""Maximum duration of a frame (s): the longest that FFmpeg writes to an MP4, and that a GIF can store."""
 BT_601 = 6
 """FFmpeg's code of the colour space to which it converts RGB."""
 BROWSERS_RATE = 50
@@ -74,7 +74,8 @@ def check_size(
         zoom: pixels of the picture per pixel of a frame.
 
     Raises:
-        ConfigError: the picture is too large for the format, has neither 1 nor 3 colours, or the rate is too low.
+        ConfigError: the picture is too large for the format, the rate is too low for it, or the frames have neither 1
+            nor 3 colours.
     """
     kind = _kind(path)
     if kind == ".npz":
@@ -110,7 +111,7 @@ def write_clips(
         frames: the clips.
         truth: true frames at the times of the forecast, NaN if a frame is unknown.
         frames_per_second: rate of the video.
-        zoom: pixels of the picture per pixel of a frame; not for `.npz`.
+        zoom: pixels of the picture per pixel of a frame; ignored for `.npz`.
 
     Raises:
         ConfigError: see `check_clips_path` and `check_size`.
@@ -164,7 +165,7 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _writer(kind: str, path: Path, size: tuple[int, int], frames_per_second: float) -> AbstractContextManager[Put]:
-    """Return a writer of pictures uint8 [H, W, C]."""
+    """Return a context manager that yields a function, which writes pictures, uint8 [H, W, C]."""
     if kind == ".mp4":
         return _writing_mp4(path, size, exact_rate(frames_per_second))
     if kind == ".gif":
@@ -212,7 +213,7 @@ def video_frame(picture: NDArray[np.uint8]) -> "av.VideoFrame":
 
 @contextmanager
 def _writing_gif(path: Path, frames_per_second: float) -> Iterator[Put]:
-    """Write an endless GIF frame by frame, because Pillow's own `save` merges successive equal frames to one."""
+    """Write an endless GIF frame by frame, because Pillow's own `save` merges equal successive frames into one."""
     image_of = _image_maker()
     from PIL.GifImagePlugin import getdata, getheader
     from PIL.ImageChops import difference
@@ -259,7 +260,7 @@ def _warn_of_rate(frames_per_second: float) -> None:
 def gif_delays(frames_per_second: float) -> Iterator[int]:
     """Yield the delay of each frame (1/100 s), rounded so that the sum of the delays is correct after each frame.
 
-    Above 100 frames per second some delays are 0; leave out such frames.
+    Above 100 frames per second some delays are 0; frames with such a delay must be skipped.
     """
     rate, shown = exact_rate(frames_per_second), 0
     for number in count(1):
@@ -280,7 +281,7 @@ def _writing_folder(path: Path) -> Iterator[Put]:
         file = name(written, DIGITS)
         try:
             image_of(picture).save(file)
-        except OSError:  # remove the incomplete picture: the earlier ones may be kept
+        except OSError:  # remove the incomplete picture, because callers may keep the earlier ones
             file.unlink(missing_ok=True)
             raise
         written += 1
@@ -293,7 +294,7 @@ def _writing_folder(path: Path) -> Iterator[Put]:
 
 
 def _image_maker() -> Callable[[NDArray[Any]], Any]:
-    """Return a function that converts a picture uint8 [H, W, C] to an image of Pillow."""
+    """Return a function that converts a picture, uint8 [H, W, C], to a Pillow image."""
     try:
         from PIL import Image
     except ImportError as error:

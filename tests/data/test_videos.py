@@ -663,7 +663,7 @@ def test_a_long_video_is_checked_for_its_end(
 
 
 @pytest.mark.parametrize("name", ["plain.mkv", "plain.ogv"])
-def test_checksums_are_verified_only_if_all_frames_are_read(
+def test_checksums_are_checked_only_if_all_frames_are_read(
     tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Checksums require reading the whole file, which may be much larger than the requested frames."""
@@ -678,7 +678,7 @@ def test_checksums_are_verified_only_if_all_frames_are_read(
 
 
 def copied(source: Path, target: Path, kept: Callable[[int, av.Packet], bytes | None]) -> Path:
-    """Copy a video without coding; `kept` returns the new bytes of a packet, or None to leave it out."""
+    """Copy a video without coding; `kept` returns the new bytes of a packet, or None to drop it."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = (packet for packet in old.demux(video=0) if packet.size)
