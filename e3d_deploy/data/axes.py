@@ -1,7 +1,7 @@
 """Guess which axes of an array are time and clips, by comparing frames. Needs no PyTorch.
 
 The differences of neighbouring frames are not enough: static diagonal stripes and moving vertical stripes have the same
-numbers in another order. So each answer requires several kinds of evidence, and is None or False if one is missing.
+numbers in a different order. So each answer requires several kinds of evidence, and is None or False if one is missing.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 PAIRS = 64
 """Number of pairs of neighbouring frames that are compared."""
 PLACES = 16
-"""Number of pairs of successive clips whose joints are examined."""
+"""Number of pairs of successive clips that are examined where one clip ends and the next begins."""
 MARGIN = 2.0
 """Ratio of the differences along two axes above which the axes are distinguishable."""
 AGREEING = 0.9
@@ -29,7 +29,7 @@ LOCAL = 0.75
 SLANTED = 0.5
 """Correlation of the differences along rows and columns from which frames may be diagonal stripes."""
 Read = Callable[[str, int, int], NDArray[np.float64] | None]
-"""Return a frame [H, W, C] of an array, by layout, clip and number; None if the frame cannot be read."""
+"""Function that returns a frame [H, W, C], given layout, clip and frame number; None if the frame cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def is_time_beside_clips(layout: str, shape: tuple[int, ...], read: Read) -> boo
     """Return True if axis T of the layout is certainly time and axis N certainly clips, not the reverse.
 
     Neighbouring frames differ clearly less than neighbouring clips, and clips are not ordered: distant clips differ
-    about as much as neighbouring clips. If N is ordered, it may be time instead, or days whose T is the hour. Clips
+    about as much as neighbouring clips. If N is ordered, N may be time instead, or N may be days and T hours. Clips
     that were cut from one film are ordered too; for them it is enough that each clip continues the clip before it.
     """
     frames = _Frames(layout, geometry(layout, shape), read)
@@ -141,7 +141,7 @@ def _has_clips(frames: _Frames) -> bool:
     time = np.array([frames.distance((clip, frame), (clip, frame + 1)) for clip, frame in pairs])
     beside = np.array([frames.distance((clip, frame), (clip + 1, frame)) for clip, frame in pairs])
     if not time.any() or MARGIN * time.sum() >= beside.sum() or (time < beside).mean() < AGREEING:
-        return False  # identical frames are no evidence of either
+        return False  # identical frames are evidence neither of time nor of clips
     if N < 3:
         return True
     steps = rng.integers(2, max(3, N - 1), size=PAIRS).tolist()

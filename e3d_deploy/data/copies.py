@@ -18,9 +18,9 @@ BLOCK = 4096
 def copies_among(clips: Iterable[Path]) -> dict[Path, Path]:
     """Return the clips that duplicate an earlier clip, each mapped to the first clip with the same content.
 
-    Two files are copies if their bytes are equal, two folders of pictures if all their frames are. To save reading, a
-    file is compared only if another file has its size, and a frame only if another folder has frames of the same sizes
-    as its own folder.
+    Two files are copies if their bytes are equal, two folders of pictures if all their pictures are. To save reading, a
+    file is compared only if another file has the same size, and a picture only if another folder has pictures of the
+    same sizes as the folder of the picture.
 
     Args:
         clips: files and folders of pictures, none of which is a link to another.
@@ -45,7 +45,7 @@ def _alike(clips: Iterable[Path], feature: Callable[[Path], Hashable]) -> list[l
 
 
 def _extent(clip: Path) -> tuple[str, int] | None:
-    """Return the size of a file (bytes), or the number of frames in a folder; None if it is empty."""
+    """Return the size of a file (bytes), or the number of pictures in a folder; None for an empty file or folder."""
     found = clip.stat()
     is_folder = stat.S_ISDIR(found.st_mode)
     size = len(_frames(clip)) if is_folder else found.st_size
@@ -57,7 +57,7 @@ def _sizes(clip: Path) -> Hashable:
 
 
 def _sample(clip: Path) -> bytes:
-    """Return a hash of three blocks of a file, or of the middle frame in a folder."""
+    """Return a hash of three blocks of a file, or of three blocks of the middle picture in a folder."""
     files = _files(clip)
     with files[len(files) // 2].open("rb") as file:
         last = max(0, file.seek(0, 2) - BLOCK)
@@ -77,7 +77,7 @@ def _digest(clip: Path) -> bytes:
 
 
 def _files(clip: Path) -> list[Path]:
-    """Return the file of a clip, or the frames in its folder in order."""
+    """Return the file of a clip, or the pictures in its folder in order."""
     return list(in_order(_frames(clip)).files) if clip.is_dir() else [clip]
 
 

@@ -27,17 +27,17 @@ FOREIGN_FOLDERS = frozenset(
 )
 """Folders that operating systems and network storage add, with thumbnails and deleted files."""
 Key = tuple[int, int] | str
-"""Identity of a file: device and inode, or the path of a file that does not exist."""
+"""Key of a file: device and inode, or the path if the file does not exist."""
 
 
 def find_clips(folder: Path, remark: Notify) -> list[Path]:
     """Return the clips in a folder and below it: videos, arrays and folders of pictures.
 
-    Hidden files, ground truth, masks, and files and folders without clips are skipped. A remark names the skipped ones,
-    except hidden files. If there is nothing else, masks are read as clips.
+    Hidden files, ground truth, masks, and files and folders without clips are skipped. Remarks name what is skipped,
+    except hidden files. If a folder has only masks, the masks are read as clips.
 
     Raises:
-        ClipError: a folder holds both pictures and other clips, so it is unclear if the pictures are frames.
+        ClipError: a folder holds both pictures and other clips, so it is unclear if the pictures are a clip.
     """
     said: list[str] = []
     ignored: dict[str, list[Path]] = {"files and folders without clips": [], "ground truth": []}
@@ -94,9 +94,10 @@ def _find(folder: Path, remark: Notify, ignored: Mapping[str, list[Path]], seen:
 
 
 def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
-    """Return the entries of a folder, True for folders, and apart from them the names of its pictures; no hidden ones.
+    """Return the entries of a folder that are not pictures, each with True for a folder, and the names of its pictures.
 
-    Only links need a call of `stat`, and pictures are returned as names, because a folder may hold many thousands.
+    Hidden entries are skipped. Only links need a call to `stat`, and pictures are returned as names, because a folder
+    may hold many thousands of them.
     """
     others: dict[Path, bool] = {}
     pictures: list[str] = []
@@ -112,18 +113,18 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
 
 
 def masks_in(inside: Mapping[Path, bool], pictures: Iterable[str]) -> tuple[set[Path], set[Path]]:
-    """Return the ground truth and masks among the `entries` of a folder, and entries that only have such names."""
+    """Return the ground truth and masks among the `entries` of a folder, and clips that only have such names."""
     clips = {entry: is_folder for entry, is_folder in inside.items() if may_hold_clips(entry, is_folder)}
     return masks_among(clips, beside_pictures=any(map(is_frame, pictures)))
 
 
 def may_hold_clips(entry: Path, is_folder: bool) -> bool:
-    """Return True if an entry, by its name, may be a clip or a folder of clips."""
+    """Return True if an entry may be a clip or a folder of clips, judging by its name."""
     return entry.name not in FOREIGN_FOLDERS and (is_folder or entry.suffix.lower() in CLIPS)
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first names of a list, and the number of the others."""
+    """Format the first five names of a list, and the number of further names."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
@@ -134,7 +135,7 @@ def warn_of_short(name: object, short: Sequence[str], *, of: int, length: int) -
     Args:
         name: name of the source.
         short: names of the short clips.
-        of: number of all clips, with the short ones.
+        of: number of all clips, including the short ones.
         length: required length (frames).
     """
     log.warning("%s: %d of %d clips have fewer than %d frames and are skipped (%s)",
@@ -176,7 +177,7 @@ def _holds_clips(folder: Path, seen: set[Key]) -> bool:
 
 
 def key_of(path: Path) -> Key:
-    """Return the identity of a file or folder, the same for all links to it."""
+    """Return the key of a file or folder; all links to it have the same key."""
     try:
         found = path.stat()
     except OSError:  # reported when the file is opened
@@ -185,7 +186,7 @@ def key_of(path: Path) -> Key:
 
 
 def keys_of(path: Path) -> set[Key]:
-    """Return the identities of a clip's files: the file itself, or the pictures that are frames of its folder."""
+    """Return the keys of a clip's files: of the file itself, or of the pictures that form the clip of a folder."""
     if not path.is_dir():
         return {key_of(path)}
     device = path.stat().st_dev
@@ -196,12 +197,12 @@ def keys_of(path: Path) -> set[Key]:
 
 
 def share_files(one: str, other: str) -> bool:
-    """Return True if two sources share a file, by any path or link, or one is a copy of the other."""
-    return not _identities(one).isdisjoint(_identities(other)) or bool(copies_among([Path(one), Path(other)]))
+    """Return True if two sources share a file, by any path or link, or if one source is a copy of the other."""
+    return not _all_keys(one).isdisjoint(_all_keys(other)) or bool(copies_among([Path(one), Path(other)]))
 
 
-def _identities(source: str) -> set[Key]:
-    """Return the identities of a source's files and folders, and of everything below the folders."""
+def _all_keys(source: str) -> set[Key]:
+    """Return the keys of a source's files and folders, and of everything below the folders."""
     found: set[Key] = set()
     waiting = [Path(name) for name in ([source] if os.path.exists(source) else source.split(","))]
     while waiting:
@@ -214,10 +215,10 @@ def _identities(source: str) -> set[Key]:
 
 @dataclass(frozen=True)
 class DistinctClips:
-    """Result of leaving out clips that are links to other clips, or copies of them."""
+    """Clips, divided into kept ones, links and copies."""
 
     kept: list[Path]
-    """Clips that are neither links nor copies."""
+    """Clips that are neither links to other clips nor copies of them."""
     links: list[Path]
     """Clips whose files belong to another clip."""
     copies: list[Path]
@@ -225,17 +226,17 @@ class DistinctClips:
 
 
 def distinct_clips(files: Iterable[Path]) -> DistinctClips:
-    """Separate clips that link to an earlier clip or duplicate one from the others."""
+    """Divide clips into kept ones, links to an earlier clip, and copies of an earlier clip."""
     kept, links = _without_links(files)
     copies = copies_among(kept)
     return DistinctClips([path for path in kept if path not in copies], links, [*copies])
 
 
 def new_clips(files: Iterable[Path], known: Iterable[Path]) -> DistinctClips:
-    """Separate clips that share a file or picture with a known clip, or duplicate one, from the others.
+    """Divide clips into kept ones, clips that share a file or picture with a known clip, and copies of a known clip.
 
     Args:
-        files: clips without repetitions, as `distinct_clips` keeps them.
+        files: clips without links and copies, such as `DistinctClips.kept`.
         known: clips to compare with.
     """
     known, _ = _without_links(known)
@@ -250,7 +251,7 @@ def new_clips(files: Iterable[Path], known: Iterable[Path]) -> DistinctClips:
 
 
 def _without_links(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the clips with a file or picture that no earlier clip has, and the clips without one."""
+    """Return the clips with a file or picture that no earlier clip has, and all other clips."""
     seen: set[Key] = set()
     kept: list[Path] = []
     left_out: list[Path] = []

@@ -13,7 +13,7 @@ from e3d_deploy.errors import ShapeError
 MOVED = ("CTHW", "NCTHW", "CNTHW", "HWT", "HWTC", "NHWT", "NHWTC", "HTW", "HTWC", "NHTW", "NHTWC")
 """Layouts whose frames are not contiguous; they are not supported, but errors name them."""
 UNUSUAL = "CNTHW"
-"""Layout in MOVED that never makes another layout ambiguous: otherwise every array of three clips would be."""
+"""Layout in MOVED that is not a rival of other layouts, because it would make every array of three clips ambiguous."""
 SEVERAL = (2, 3, 4)
 """Numbers of colours that an axis of this size could hold."""
 PUBLISHED = "mnist_test_seq"
@@ -22,7 +22,7 @@ AXES_REMEDY = "reshape it, or resize its frames if they have another size"
 
 
 def is_published(name: str) -> bool:
-    """Return True if an array's file, apart from its folders, is named like the published test set."""
+    """Return True if a file is named like the published test set; the names of its folders do not matter."""
     return PUBLISHED in Path(name).name
 
 
@@ -30,7 +30,7 @@ def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tu
     """Return the layout of an array of frames, and a remark if the layout was guessed from the values.
 
     Args:
-        name: name of the array, for errors; a file named like the published test set is recognized by it.
+        name: name of the array, for errors and to recognize the published test set.
         shape: shape of the array.
         form: size and colours of the model's frames, and the layout if one is given.
         read: returns a frame, by layout, clip and number, or None if the frame cannot be read.
@@ -92,7 +92,7 @@ def _check_time(
     """Check that the values of an array rule out the other layouts that fit its shape.
 
     Raises:
-        ShapeError: another layout remains possible.
+        ShapeError: a different layout remains possible.
     """
     # The colours of one frame may differ more or less than successive frames do, so they are no evidence.
     over_colours = any("CT" in rival for rival in moved)
@@ -119,7 +119,10 @@ def _fits(layout: str, shape: tuple[int, ...], form: Form) -> bool:
 
 
 def _distinct(layouts: Iterable[str], shape: tuple[int, ...]) -> list[str]:
-    """Return the layouts that read an array in different ways; clips of one frame count only without longer ones."""
+    """Return one layout for each different way to read an array.
+
+    Layouts with clips of one frame count only if no layout has longer clips.
+    """
     found: dict[tuple[int, ...], str] = {}
     geometries = {layout: geometry(layout, shape) for layout in layouts}
     longer = any(one.length > 1 for one in geometries.values())
@@ -153,7 +156,7 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
 
 
 def other_size(frame: Sequence[int], form: Form) -> str:
-    """Return the text of the error for frames [H, W, C] that a model does not take."""
+    """Return the text of the error for frames that the model does not take, of shape [H, W, C]."""
     H, W, C = frame
     size = f", with --image-size {H}x{W} --channels {C} when it is trained" if C in (1, 3, form.channels) else ""
     return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or use a model for this size{size}"
@@ -176,7 +179,7 @@ def _words(layout: str, shape: tuple[int, ...]) -> str:
 
 
 def _decide(layouts: list[str], shape: tuple[int, ...], read: Read) -> str | None:
-    """Return the layout that the values support, if the two layouts differ only in the order of T and N; else None."""
+    """Return the layout that the values support, of two that differ only in the order of T and N; otherwise None."""
     if len(layouts) != 2 or layouts[0].replace("NT", "TN") != layouts[1].replace("NT", "TN"):
         return None
     return next((layout for layout in layouts if is_time_beside_clips(layout, shape, read)), None)

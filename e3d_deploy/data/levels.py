@@ -30,11 +30,11 @@ class Range:
 
     @property
     def is_wide(self) -> bool:
-        """True if the values use a tenth of the range."""
+        """True if the values use at least a tenth of the range."""
         return self.most - self.least >= MIN_SPAN
 
     def say(self, name: str, remarks: Remarks) -> None:
-        """Log that a source uses less than a tenth of the range."""
+        """Log if a source uses less than a tenth of the range."""
         if self.frames and not self.is_wide:
             remarks.say("range", "%s: values from %.3g to %.3g of 1 in %d frames, less than a tenth of the range; "
                         "unless the scene is this flat, scale them so that white is 255 in uint8 or 1 in float",
@@ -42,7 +42,7 @@ class Range:
 
 
 def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
-    """Log that clips use less than a tenth of the range, judged by some frames that are spread over all clips."""
+    """Log if clips use less than a tenth of the range, judging by some frames that are spread over all clips."""
     found = Range()
     numbers = [(number, number * len(clips) // SAMPLED) for number in range(SAMPLED)]
     for clip, place in dict.fromkeys((one, (len(clips[one]) - 1) * number // (SAMPLED - 1)) for number, one in numbers):
@@ -51,7 +51,7 @@ def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
 
 
 def watch_range(name: str, pictures: Iterator[NDArray[Any]], remarks: Remarks) -> Iterator[NDArray[Any]]:
-    """Yield pictures; at their end, or when iteration stops, log if they use less than a tenth of the range."""
+    """Yield pictures; after the last one, or when iteration stops, log if they use less than a tenth of the range."""
     found = Range()
     try:
         for picture in pictures:

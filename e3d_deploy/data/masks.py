@@ -1,4 +1,4 @@
-"""Recognize ground truth and masks that accompany clips, by their names. Needs no PyTorch."""
+"""Recognize ground truth and masks that accompany clips, judging by their names. Needs no PyTorch."""
 
 import os
 import re
@@ -13,7 +13,7 @@ WORDS = frozenset(
     {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "seg", "segmentation"}
     | {"segmentations", "trimap", "trimaps", "matte", "mattes", "bbox", "bboxes", "disparity", "disparities"}
 )
-"""Words for ground truth and masks: the complete name of a folder, or a word of it next to the name of a clip."""
+"""Words for ground truth and masks: the complete name of a folder, or one word of it beside a clip's name."""
 COMPOUNDS = frozenset(
     {"ground truth", "disp occ", "disp noc", "optical flow", "flow viz", "flow occ", "flow noc", "obj map"}
     | {"gt fine", "gt coarse", "gt masks", "gt frames", "gt images"}
@@ -30,22 +30,22 @@ NO_MASKS = (
     f"not counting ground truth (files {', '.join(f'*{end}' for end in MASKS)}, folders such as masks and labels) and "
     "hidden files"
 )
-"""Part of the error for folders without clips."""
+"""Clause in the error for folders without clips."""
 _BOUNDARY = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)")
 _HINT = re.compile("|".join(sorted(WORDS | {name.split()[0] for name in COMPOUNDS})))
 
 
 def is_ground_truth(name: str) -> bool:
-    """Return True if a file is ground truth or a mask by the end of its name."""
+    """Return True if a file is ground truth or a mask, judging by the end of its name."""
     return os.path.splitext(name)[0].casefold().endswith(MASKS)
 
 
 def masks_among(entries: Mapping[Path, bool], *, beside_pictures: bool) -> tuple[set[Path], set[Path]]:
-    """Return the ground truth and masks among the entries of a folder, and the entries that only have such names.
+    """Return the ground truth and masks among the entries of a folder, and the clips that only have such names.
 
     A first or last word such as `mask` marks a mask only if its clip is in the same folder: `a` or `a_frames` for
-    `a_mask`, and `frames` for any mask. Without such a neighbour it is a clip: `wearing_mask` next to `waving`, or
-    `GT3`.
+    `a_mask`, and `frames` for any mask. Without such a neighbour the entry is a clip: `wearing_mask` next to `waving`,
+    or `GT3`.
 
     Args:
         entries: files and folders that may hold clips; True for a folder.
@@ -77,7 +77,7 @@ def _ends_in_mask(letters: Sequence[str]) -> bool:
 
 
 def _owners(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """Return the possible names of a mask's clip, as words: those before `mask`, with and without those after it."""
+    """Return the possible names of a mask's clip, as words: those before `mask`, with or without the words after it."""
     if not _ends_in_mask([word for word in words if not word.isdecimal()]):
         return {_content(words[1:])}
     end = max(place for place, word in enumerate(words) if not word.isdecimal())

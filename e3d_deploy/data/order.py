@@ -1,4 +1,4 @@
-"""Order files by the numbers in their names. Needs no PyTorch.
+"""Put files in the order of the numbers in their names. Needs no PyTorch.
 
 Libraries for natural sorting read `frame-2` as minus two and `f1e3` as a thousand, or support no decimals. So the
 meaning of the numbers is decided here, from all names of a folder together.
@@ -28,7 +28,7 @@ CAMERA_DIGITS = 4
 HASH_DIGITS = 6
 """Smallest number of digits of hexadecimal names that may be hashes."""
 GAPS = 1000
-"""Hexadecimal names may be hashes only if their mean distance is larger than this."""
+"""Hexadecimal names may be hashes only if the mean distance of their values is larger than this."""
 _LETTERS = re.compile(r"[^\W\d_]*")
 UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
 """Units that may follow a number; names with different units are not in order."""
@@ -38,7 +38,10 @@ _YEAR = re.compile(r"(?:19|20)\d\d")
 _DATE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?=(?:\d{4}|\d{6})?(?!\d))")
 """Pattern of year, month and day; a time may follow."""
 GAP = 1.5
-"""A step of a counter that is this many times the usual step is a gap; steps of rounded times differ less."""
+"""Successive numbers have a gap between them if they differ by this many times the usual difference, or more.
+
+The differences of rounded times vary less.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Ordered:
 
     files: tuple[Path, ...]
     remark: str | None
-    """Description of the chosen order if another one is possible, and of gaps; None without doubt."""
+    """Doubts about the files: a different possible order, gaps, or two files of one picture; None without doubts."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _doubt_of_decimals(taken: Sequence[_Name], other: Sequence[_Name]) -> str | 
 
 
 def _by_thousands(names: Sequence[_Name]) -> list[_Name]:
-    """Return names ordered with points as thousands separators, as in 999, 1.000; empty if they must be decimals."""
+    """Return names sorted with points as thousands separators, as in 999, 1.000; empty if one must be a decimal."""
     numbers = [digits for name in names for digits in name.digits if "." in digits]
     if not all(map(_THOUSANDS.fullmatch, numbers)):
         return []
@@ -124,7 +127,7 @@ def _split(file: Path, stem: str) -> _Name:
 
 
 def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
-    """Return a remark on two files whose names differ only in suffix or case, and which may be the same picture."""
+    """Return a remark on two files whose names differ only in suffix or case, so that they may be one picture."""
     if len(set(stems)) == len(stems):
         return None
     first: dict[str, Path] = {}
@@ -134,7 +137,7 @@ def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
 
 
 def _doubt_of_names(names: Sequence[_Name]) -> str | None:
-    """Return a remark on names without a clear order: without numbers, hashes, with units, or dates out of order."""
+    """Return a remark if names have no clear order: no numbers, hashes, several units, or dates out of order."""
     first = f"{names[0].file.name} comes first" if names else ""
     ends = [name.digits[-1] if name.digits else "" for name in names]
     if _goes_back_in_date(names):
@@ -165,7 +168,7 @@ def _goes_back_in_date(names: Sequence[_Name]) -> bool:
 
 
 def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
-    """Return a remark if the first number that varies is a counter with gaps: most steps are equal, but some larger."""
+    """Return a remark if the first number that varies is a counter with gaps; most differences must be equal."""
     if len({name.texts for name in names}) != 1:
         return None
     signed = ([sign + digits for sign, digits in zip(name.signs, name.digits, strict=True)] for name in names)
@@ -180,7 +183,7 @@ def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
 
 
 def _gaps(values: Sequence[Decimal]) -> list[int]:
-    """Return the positions before the steps that are larger than usual; empty if no step is usual."""
+    """Return the positions of the numbers before a gap; empty if no difference is usual."""
     steps = [two - one for one, two in pairwise(values)]
     stride, count = Counter(steps).most_common(1)[0] if steps else (0, 0)
     if 2 * count <= len(steps) or not stride:
@@ -214,10 +217,10 @@ def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
-    """Return names whose counter wrapped around to 0, as IMG_0001 after IMG_9999; None if it did not.
+    """Return names in the order of a counter that wrapped around to 0, as IMG_0001 after IMG_9999; None without one.
 
-    The counter has to have numbers at both ends of its range, all of the same width, and a gap of half the range or
-    more.
+    All numbers must have the same width. Some must be at the start and some at the end of the counter's range, with a
+    gap of at least half the range.
     """
     widths = {len(name.digits[-1]) if name.digits else 0 for name in counted}
     if len({name.digits[:-1] for name in counted}) != 1 or len(widths) > 1 or min(widths) < ROLLING_DIGITS:
@@ -232,7 +235,10 @@ def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
 
 
 def _signed(names: Sequence[_Name]) -> list[_Name]:
-    """Return names with minus signs moved to their numbers: signs that follow no word, or that other names lack."""
+    """Return names with minus signs moved to their numbers.
+
+    A dash is a minus sign if no word precedes it, or if a name with the same pattern lacks it.
+    """
     if not any("-" in name.stem for name in names):
         return list(names)
     patterns = {name.texts for name in names}
@@ -310,7 +316,7 @@ def _stems(names: Sequence[_Name]) -> list[str]:
 
 
 def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
-    """Return hexadecimal names such as 9, a, 10 by value; None if they are not hexadecimal and evenly spaced."""
+    """Return hexadecimal names such as 9, a, 10, sorted by value; None unless hexadecimal and evenly spaced."""
     for digits in (DECIMALS, DIGITS):
         ends = hexadecimal_ends(_stems(names), digits)
         if ends is None or any(end[0] == "0" != end for end in ends):
@@ -323,7 +329,7 @@ def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
 
 
 def _doubt_of_words(natural: Sequence[_Name]) -> str | None:
-    """Return a remark on names with one number each, if the numbers decrease where another word begins."""
+    """Return a remark on names with one number each, if the numbers decrease where the word changes."""
     numbers = [value for name in natural for value in _values(name)]
     single = all(len(name.digits) == 1 for name in natural)
     if not single or numbers == sorted(numbers):
@@ -333,7 +339,7 @@ def _doubt_of_words(natural: Sequence[_Name]) -> str | None:
 
 
 def _first_difference(taken: Sequence[_Name], other: Sequence[_Name]) -> tuple[str, str]:
-    """Return the first two neighbours of an order that the other order reverses."""
+    """Return the names of the first two neighbours in `taken` that are reversed in `other`."""
     places = {name: place for place, name in enumerate(other)}
     pairs = pairwise(taken)
     return next((one.file.name, two.file.name) for one, two in pairs if places[one] > places[two])

@@ -1,4 +1,4 @@
-"""Frame rates: selection of frames from a source, and comparison of its rate with that of training."""
+"""Frame rates: select frames from a source, and compare its rate with the rate in training."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.every is not None and self.resample is not None:
-            raise ConfigError("every, resample: got both, expected at most one; leave one out")
+            raise ConfigError("every, resample: got both, expected at most one; omit one")
         if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
             raise ConfigError(f"every: got {self.every!r}, expected a whole number of at least 1; 1 selects all frames")
         if self.resample is not None and not 0 < self.resample <= MAX_RATE:
@@ -64,10 +64,10 @@ class Selection:
         return "" if self.takes_all else ", or a smaller --every"
 
     def stride(self, rate: float | None, *, name: str) -> float:
-        """Return the distance of two selected frames (frames of the source).
+        """Return the distance between two selected frames (frames of the source).
 
         Args:
-            rate: frame rate of the source (frames per second); None if it is not known.
+            rate: frame rate of the source (frames per second); None if the source states none.
             name: name of the source, for the error.
 
         Raises:
@@ -82,7 +82,7 @@ class Selection:
         return rate / self.resample
 
     def rate(self, rate: float | None) -> float | None:
-        """Return the rate of the selected frames of a source with this rate (frames per second); None if unknown."""
+        """Return the rate of the selected frames, given the rate of the source; None if unknown (frames per second)."""
         if self.resample is not None:
             return self.resample
         return None if rate is None else rate / (self.every or 1)
@@ -159,7 +159,7 @@ def select_clip(clip: Clip, selection: Selection, rate: float | None, *, name: s
     """Return the selected frames of a clip.
 
     Raises:
-        ConfigError: resampling was asked of a clip without a rate.
+        ConfigError: resampling was requested for a clip without a frame rate.
     """
     if selection.takes_all:
         return clip
@@ -169,12 +169,12 @@ def select_clip(clip: Clip, selection: Selection, rate: float | None, *, name: s
 def warn_of_interval(
     name: str, rates: Sequence[float | None], window: Window | None, *, selection: Selection = ALL
 ) -> None:
-    """Log, in one line, that the frame interval of a source differs from that of training, with a remedy.
+    """Log if the frame interval of a source differs from the interval in training; the warning names a remedy.
 
     Args:
         name: name of the source.
         rates: rates of the source's clips after the selection (frames per second); None for an unknown rate.
-        window: window of training; None if it is not known.
+        window: window in training; None if the model does not state it.
         selection: frames that were selected.
     """
     interval_ms = None if window is None else window.interval_ms
@@ -184,11 +184,11 @@ def warn_of_interval(
 
 
 def other_interval(rates: Sequence[float], window: Window | None) -> str | None:
-    """Return a clause that says how the frame interval differs from that of training; None if it does not.
+    """Return a clause that states the frame interval and the one in training; None if they hardly differ.
 
     Args:
         rates: rates of the clips (frames per second); the clause names the rate that differs most.
-        window: window of training; None if it is not known.
+        window: window in training; None if the model does not state it.
     """
     interval_ms = None if window is None else window.interval_ms
     if interval_ms is None or not rates:
@@ -204,7 +204,7 @@ def remedy(rates: Sequence[float], interval_ms: float, selection: Selection) -> 
 
     Args:
         rates: rates after the selection (frames per second).
-        interval_ms: interval of two frames (ms).
+        interval_ms: interval between two frames (ms).
         selection: frames that were selected.
     """
     if selection.resample is None and len(set(rates)) == 1:

@@ -1,4 +1,4 @@
-"""Recognize series of frames in one folder, such as colour and depth, by their names. Needs no PyTorch."""
+"""Recognize several series of pictures in one folder, such as colour and depth, by name. Needs no PyTorch."""
 
 import math
 import os.path
@@ -18,9 +18,9 @@ _WORD_OF_DATE = re.compile(
 )
 """Pattern of a month, a day of the week, or AM and PM, each of which counts like a number."""
 CAMERAS = ("cam", "camera", "view", "sensor", "channel", "band", "mask")
-"""Words whose number names a camera or the like, and does not count frames."""
+"""Words for cameras and the like; the number after such a word does not count frames."""
 NUMBERED = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(CAMERAS)})[-_ ]?\d\d?(?!\d)")
-"""Pattern of such a word with its number, as in cam0; used only if the file's name has another number."""
+"""Pattern of a word in `CAMERAS` with its number, as in cam0; used only if the name has a second number."""
 _TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _SERIES = frozenset({
     "c", "ch", "chan", "channel", "z", "slice", "plane", "layer", "ev", "w", "s", "xy", "pos", "position", "cam",
@@ -39,11 +39,11 @@ RATES = (25, 30, 50)
 """Frame rates in which a name may count the frames of a second (frames per second)."""
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
-"""Smallest number of common counters for which two series are refused."""
+"""Smallest number of counters in common for which two series are refused."""
 MAX_SERIES = 26
 """Maximum number of patterns of names that are treated as series; random names have more patterns."""
 MAX_NAMED = 3
-"""Maximum number of series that a remark names, and of pairs of frames that an error names."""
+"""Maximum number of series that a remark names, and of pairs of pictures that an error names."""
 
 _Numbers = tuple[str, ...]
 _Pattern = tuple[str, str]
@@ -51,26 +51,27 @@ _Pattern = tuple[str, str]
 
 
 def check_one_series(folder: object, names: Sequence[str]) -> str | None:
-    """Check that the frames of a folder are one clip, not two clips with the same counters.
+    """Check that the pictures of a folder are one clip, not two clips with the same counters.
 
     Names belong to one series if they are equal, with their suffixes, apart from the numbers. Numbers that vary within
     a series are its counters.
 
     Args:
-        folder: folder of the frames, for errors.
-        names: names of the frames in the order of the clip.
+        folder: folder of the pictures, for errors.
+        names: names of the pictures, in the order of the clip.
 
     Returns:
-        A remark on a few series with different counters, or on a last number that starts again and may be part of a
-        time; None if there is one series, or no pattern.
+        A remark if there are a few series with different counters, or if the last number starts again and may be part
+        of a time. None if there is one series, or if the names have no pattern.
 
     Raises:
-        ClipError: at least half of the counters of one series are also counters of another, as in 1_left.png and
-            1_right.png, or the frames belong to several sequences, as in 1_1.png, 1_2.png, 2_1.png.
+        ClipError: at least half of the counters of one series are also counters of a second series, as in 1_left.png
+            and 1_right.png.
+        ClipError: the pictures belong to several sequences, as in 1_1.png, 1_2.png, 2_1.png.
     """
     stems = {name: os.path.splitext(_named(name.casefold())) for name in names}
     patterns = {(_NUMBER.sub("\0", stem), suffix) for stem, suffix in stems.values()}
-    if len(patterns) == 1:  # true of most folders, and faster
+    if len(patterns) == 1:  # the usual case, which needs no grouping
         numbers = {name: tuple(_NUMBER.findall(stem)) for name, (stem, _) in stems.items()}
         return _check_numbers(folder, patterns.pop()[0], numbers)
     series = _series(names) if names else {}
@@ -91,7 +92,12 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
 
 
 def _why_refused(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
-    """Return why two series, their names by counter, are not one clip; a much smaller series is called duplicates."""
+    """Return why two series are not one clip; a much smaller series is called duplicates.
+
+    Args:
+        one: names of the first series, by counter.
+        two: names of the second series, by counter.
+    """
     if len(one) < len(two):
         one, two = two, one
     pairs = [f"{name} and {two[counter]}" for counter, name in one.items() if counter in two]
@@ -114,7 +120,10 @@ def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:
 
 
 def _series(names: Sequence[str]) -> Mapping[_Pattern, Mapping[str, _Numbers]]:
-    """Return the numbers of each name, by series: by the name without numbers, and the suffix."""
+    """Group names by series, with the numbers in each name.
+
+    The key of a series is the name without numbers, and the suffix.
+    """
     split = [os.path.splitext(name.casefold()) for name in names]
     is_hex = _counts_in_hex([stem for stem, _ in split])
     found: dict[_Pattern, dict[str, _Numbers]] = defaultdict(dict)
@@ -136,17 +145,17 @@ def _named(stem: str) -> str:
 
 
 def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:
-    """Return the names of a series by their counters, the numbers that are not the same in all names."""
+    """Return the names of a series by counter; the counter is the numbers that are not the same in all names."""
     varying = [place for place, values in enumerate(zip(*members.values(), strict=True)) if len(set(values)) > 1]
     return {tuple(numbers[place] for place in varying): name for name, numbers in members.items()}
 
 
 @dataclass(frozen=True)
 class _Field:
-    """The numbers at one position of the names of a series, in the order of the clip."""
+    """The numbers at one position in the names of a series, in the order of the clip."""
 
     word: str
-    """Letters before the number; empty if there are none between it and the preceding number."""
+    """Letters before the number and after the preceding number; empty if there are none."""
     texts: tuple[str, ...]
     has_time: bool
     """True if a date is among the neighbouring numbers."""
@@ -169,7 +178,7 @@ class _Field:
 
     @property
     def widths(self) -> set[int]:
-        """Numbers of digits that occur."""
+        """Distinct numbers of digits in the texts."""
         return {len(text.lstrip("+-")) for text in self.texts}
 
 
@@ -211,7 +220,7 @@ def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -
     """Check that no two names have the same number in different spellings, as 1 and 01.
 
     Raises:
-        ClipError: two names have.
+        ClipError: two names have the same number.
     """
     if not counter.is_whole:
         return
@@ -225,10 +234,10 @@ def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -
 
 
 def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> None:
-    """Check that no word for series precedes a number that differs, as in t0_c0, t0_c1, t1_c0.
+    """Check that pictures do not differ only in a number after a word for series, as in t0_c0, t0_c1, t1_c0.
 
     Raises:
-        ClipError: frames differ only in the number after such a word.
+        ClipError: pictures differ only in such a number.
     """
     for field in fields:
         others = [other for other in fields if other is not field]
@@ -265,7 +274,7 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
         return None
     stride = steps.most_common(1)[0][0]
     readings = _readings(before[-1], last, stride)
-    sure = [is_sure for values, radix, is_sure in readings if _keeps_step(rows, turns, values, radix)]
+    sure = [is_sure for values, radix, is_sure in readings if _keeps_stride(rows, turns, values, radix)]
     if any(sure):
         return None
     if sure or in_time or _may_be_time(names, before[-1], last):
@@ -278,7 +287,10 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
 
 
 def _starts_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
-    """Return True if the last number does not grow at the majority of turns, but mostly by one stride between them."""
+    """Return True if the last number does not grow at most turns, but usually grows by one stride between turns.
+
+    Turns are the positions at which an earlier number changes.
+    """
     count = sum(steps.values())
     if 2 * count <= len(turns):
         return False
@@ -288,14 +300,15 @@ def _starts_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: 
 
 
 _Reading = tuple[Sequence[int], int, bool]
-"""Values of the last number; their radix, the number that makes one of the number before; True if it is certain.
+"""Reading of the last two numbers as one: values of the last number, radix, and True if the reading is certain.
 
-It is not certain if two independent counters would look the same.
+The radix is the value that makes one unit of the number before: 60 for minutes after hours. A reading is not certain if
+two independent counters would look the same.
 """
 
 
 def _readings(before: _Field, last: _Field, stride: int) -> list[_Reading]:
-    """Return how the last two numbers may be one number: with decimals, or as hours, minutes, seconds or frames."""
+    """Return the ways to read the last two numbers as one: with decimals, or as hours, minutes, seconds or frames."""
     if last.word:
         return []
     values, width, digits = last.values, max(last.widths), max(before.widths)
@@ -317,8 +330,8 @@ def _may_be_time(names: Sequence[str], before: _Field, last: _Field) -> bool:
     return is_named or has_hours or all(map(MAY_BE_TIME.search, names))
 
 
-def _keeps_step(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
-    """Return True if the last two numbers, read as one number with a radix, keep their usual step at the turns."""
+def _keeps_stride(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
+    """Return True if the last two numbers, read as one number with a radix, keep their usual stride at the turns."""
     steps = Counter(values[place] - values[place - 1] for place in {*range(1, len(rows))}.difference(turns))
     pairs = [(turn, rows[turn - 1], rows[turn]) for turn in turns]
     carries = sorted(

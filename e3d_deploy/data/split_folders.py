@@ -17,7 +17,7 @@ PREFERRED: dict[Split, tuple[Split, ...]] = {
     "valid": ("valid", "test"),
     "test": ("test", "valid"),
 }
-"""Splits that may be used for a requested split, best first; valid and test can replace each other."""
+"""Splits that may be used for a requested split, in order of preference; valid and test can replace each other."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ def find_splits(folder: Path, remark: Notify) -> Folders | None:
     """Return the folders and files named like splits, in a folder or in its folders; None if there are none.
 
     Raises:
-        ClipError: the names of splits contradict each other, or clips outside the splits.
+        ClipError: the names of splits contradict each other, or do not cover all clips.
     """
     return _splits(folder, remark, set())
 
@@ -86,7 +86,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
 
 
 def _remark_skipped(folder: Path, remark: Notify, splits: set[Path]) -> None:
-    """Remark on entries without clips and on ground truth next to splits; empty splits are errors elsewhere."""
+    """Remark on entries without clips and ground truth next to splits; splits without clips are errors elsewhere."""
     inside, pictures = entries(folder)
     visible, passed_over = in_order(inside).files, masks_in(inside, pictures)[0]
     masks = [entry.name for entry in visible if entry in passed_over and has_clips(entry)]
@@ -99,14 +99,14 @@ def _remark_skipped(folder: Path, remark: Notify, splits: set[Path]) -> None:
 
 
 def _candidates(folder: Path) -> dict[Path, bool]:
-    """Return the entries of a folder that may hold clips, True for folders; no masks."""
+    """Return the entries of a folder that may hold clips, each with True for a folder; masks are skipped."""
     inside, pictures = entries(folder)
     masks, _ = masks_in(inside, pictures)
     return {one: is_folder for one, is_folder in inside.items() if may_hold_clips(one, is_folder) and one not in masks}
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
-    """Group names whose words are equal apart from the split; use groups with a training and a held-out split."""
+    """Return the groups of names that differ only in the split and have both a training and a held-out split."""
     groups: dict[tuple[str, str], Folders] = defaultdict(Folders)
     for entry, name in named.items():
         groups[name.prefix, name.suffix].of[name.split].append(entry)
@@ -138,7 +138,7 @@ def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
     """Check that no names of clips, which are not used as splits, begin with the words of different splits.
 
     Raises:
-        ClipError: some names do; dividing the clips at random could mix held-out clips with training clips.
+        ClipError: some names do. A random division of the clips could mix held-out clips with training clips.
     """
     first: dict[Split, Path] = {}
     for entry, name in named.items():
@@ -155,7 +155,7 @@ def _check_unread(folder: Path, entries: Iterable[Path]) -> None:
     """Check that no names look like splits in words that are not supported.
 
     Raises:
-        ClipError: one name may be a training split and another a held-out one; a random division could mix the two.
+        ClipError: one name may be a training split and another a held-out split. A random division could mix the two.
     """
     first: dict[bool, Path] = {}
     for entry in entries:
@@ -172,7 +172,7 @@ def _check_nested(found: Folders) -> None:
     """Check that no folder of a split contains a folder of another split.
 
     Raises:
-        ClipError: a folder does.
+        ClipError: a folder of one split contains a folder of another split.
     """
     for split, paths in found.of.items():
         for path in paths:
@@ -213,7 +213,7 @@ def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
 
 
 def _unmatched(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
-    """Return the folders of splits if none is for training or none is held out; None if there are no such folders.
+    """Return the folders of splits that are only for training or only held out; None if there are no folders of splits.
 
     Raises:
         ClipError: there are other clips next to the folders.

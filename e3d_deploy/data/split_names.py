@@ -37,9 +37,9 @@ UNREAD_STARTS: dict[str, Split] = {
     "训练": "train", "訓練": "train", "学習": "train", "验证": "valid", "驗證": "valid", "検証": "valid",
     "评估": "valid", "評価": "valid", "测试": "test", "測試": "test", "テスト": "test",
 }  # fmt: skip
-"""Starts of such words in Russian, Chinese and Japanese; endings, or words such as `set`, follow without a space."""
+"""Starts of words for splits in Russian, Chinese and Japanese; endings and words such as `set` follow directly."""
 SHORT = 3
-"""Length up to which words for splits are not searched in longer words, as `val` in `valley` (letters)."""
+"""Words for splits up to this length (letters) are not searched in longer words, such as `val` in `valley`."""
 SIDES = ("start", "end")
 _ANY = re.compile("|".join(SPLIT_NAMES))
 LISTS = (".txt", ".csv", ".tsv", ".json", ".lst", ".list", ".pkl")
@@ -171,9 +171,9 @@ def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
 def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
     """Return names that look like splits, in the paths of clips that are divided without regard to them.
 
-    The name of a folder or array counts if other entries of its folder do not name the same split. Clips are also
-    called `test` or `trains`, so their names count only if some look like the training split and some like another
-    split.
+    The name of a folder or array counts if not all entries beside it name the same split. Clips are also
+    called `test` or `trains`, so their names count only if some look like the training split and some like a
+    held-out split.
     """
     clips = set(clips)
     beside: dict[Path, set[Path]] = defaultdict(set)
@@ -204,7 +204,7 @@ def _could_be_split(path: Path) -> bool:
 
 
 def _likeness(path: Path) -> set[tuple[str, bool]]:
-    """Return at which sides a word of the name looks like a split, each with True if it is the training split.
+    """Return the sides at which a word of the name looks like a split, each with True if it is the training split.
 
     `traina` and `testb` look like splits at the start, `mytrain` and `contest` at the end.
     """

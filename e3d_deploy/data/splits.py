@@ -1,4 +1,4 @@
-"""Division of clips for training, validation and testing. Needs no PyTorch."""
+"""Divide clips into splits, by clip or by time. Needs no PyTorch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ SEED = 0
 def members_of(split: Split, count: int) -> list[int]:
     """Return the indices of a split of three or more files or clips.
 
-    A tenth each, but at least one, is for `valid` and `test`. The result depends only on the count: neither the seed of
+    `valid` and `test` get a tenth each, but at least one. The result depends only on the count: neither the seed of
     a run nor the length of clips moves anything between the splits.
     """
     order = np.random.default_rng(SEED).permutation(count)
@@ -27,7 +27,7 @@ def members_of(split: Split, count: int) -> list[int]:
 def by_time(split: Split, clips: Sequence[Clip], *, length: int) -> list[Clip] | None:
     """Return the first 80 % of each clip for train, the next 10 % for valid or the rest for test.
 
-    None if a part of any clip is shorter than `length` frames.
+    Return None if one of these parts of a clip is shorter than `length` frames.
     """
     parts: list[Clip] = []
     for clip in clips:

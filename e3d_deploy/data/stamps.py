@@ -133,7 +133,7 @@ def _in_utc(match: re.Match[str]) -> str:
 
 
 def _midnight(stems: list[str]) -> _Found:
-    """Remark on times without a date that may run over midnight: some are early, some late, with hours between them."""
+    """Remark on times without a date that may run over midnight: some are early, some are late, with hours between."""
     matches = _all(_TIME_ALONE, stems)
     if len({match[1] for match in matches}) != 1:
         return stems, None
@@ -160,7 +160,7 @@ def _clock(stems: list[str]) -> _Found:
 
 
 def _is_time(match: re.Match[str]) -> bool:
-    """Return True for a valid time that does not continue other numbers, as 05-01-09-05 AM does; a date is allowed."""
+    """Return True for a valid time that does not continue numbers, as 05-01-09-05 AM does; a date may precede it."""
     before = match.string[: match.start()]
     follows_number = len(before) > 1 and before[-2].isdigit() and before[-1] in "-.:_ "
     goes_on = follows_number and match[2] in (None, "", before[-1]) and not _DAY_BEFORE.search(before)
@@ -187,7 +187,7 @@ def _months(stems: list[str]) -> _Found:
 
 
 def _dates(stems: list[str]) -> _Found:
-    """Replace dates that end with the year by year, month and day; the part above 12 in any name is the day."""
+    """Replace dates that end with the year by year, month and day; a number above 12 in any name must be the day."""
     matches = _all(_DATE, stems) or ([] if _all(_YEAR_FIRST, stems) else _all(_COMPACT_DATE, stems))
     firsts, seconds = ([int(match[place]) for match in matches] for place in (1, 3))
     if not matches:
@@ -206,7 +206,7 @@ def _dates(stems: list[str]) -> _Found:
 
 
 def _doubt_of_short_dates(stems: list[str]) -> str | None:
-    """Remark on numbers that may be day, month and year, as the last hardly varies, but are sorted by the first."""
+    """Return a remark if numbers may be day, month and year, because the last hardly varies, but are read otherwise."""
     matches = _all(_SHORT_DATE, stems) or _all(_COMPACT_SHORT_DATE, stems)
     days, months, years = ([int(match[place]) for match in matches] for place in (1, 3, 4))
     if not matches or len(set(months)) * len(set(days)) == 1 or max(years) - min(years) > 1 or min(years) == 0:
@@ -221,7 +221,7 @@ def _doubt_of_short_dates(stems: list[str]) -> str | None:
 
 
 def _powers(stems: list[str]) -> _Found:
-    """Replace powers of ten by decimals, if a signed exponent shows that `e` is not any letter.
+    """Replace powers of ten by decimals, if a signed exponent shows that `e` is not just a letter.
 
     Python writes 1e-05, but 0.0001. So names without a power are allowed if all names have one pattern afterwards.
     """
@@ -250,7 +250,7 @@ def _commas(stems: list[str]) -> _Found:
 
 
 def _signs(stems: list[str]) -> _Found:
-    """Drop plus signs if there are minus signs too, whether ASCII or Unicode."""
+    """Drop plus signs if there are also minus signs, in ASCII or Unicode."""
     stems = [stem.replace("\N{MINUS SIGN}", "-") for stem in stems]
     if any("+" in stem for stem in stems) and any("-" in stem for stem in stems):
         return [_PLUS.sub("", stem) for stem in stems], None

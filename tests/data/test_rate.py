@@ -1,4 +1,4 @@
-"""Selection of frames from a source, and warnings about another frame rate than in training."""
+"""Selection of frames from a source, and warnings about a different frame rate than in training."""
 
 import json
 import logging
@@ -138,9 +138,9 @@ def test_a_source_with_fixed_windows_allows_no_selection(tmp_path: Path) -> None
     np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 3, 64, 64), np.uint8))
     (tmp_path / "kth" / "boxing" / "person17_boxing_d1").mkdir(parents=True)
     for path in ("mnist_test_seq.npy", "kth"):
-        with pytest.raises(ConfigError, match="fixes the frames of its windows; leave out --every"):
+        with pytest.raises(ConfigError, match="fixes the frames of its windows; omit --every"):
             open_source(str(tmp_path / path), **size)
-    with pytest.raises(ConfigError, match="is generated, so it has no frame rate; leave out --every"):
+    with pytest.raises(ConfigError, match="is generated, so it has no frame rate; omit --every"):
         evaluation_data("moving-mnist", most=1, **size)
 
 
