@@ -29,15 +29,15 @@ LOCAL_HEADER_BYTES = 30
 FRAMES = "frames"
 """Name of the array that holds the frames of a .npz file."""
 AXES = tuple(sorted({len(layout) for layout in LAYOUTS}))
-"""Numbers of axes that an array of clips may have."""
+"""Possible numbers of axes of an array of clips."""
 DAMAGES = (
     ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
     tokenize.TokenError,
 )  # fmt: skip
-"""Errors that NumPy and zipfile raise for a damaged file; TokenError: the brackets of a header do not match."""
+"""Errors that NumPy and zipfile raise for a damaged file; TokenError means that brackets in a header do not match."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
 _compared: set[tuple[object, ...]] = set()
-"""Arrays of .npz files whose checksums were verified, by device, inode, size, modification time (ns) and name."""
+"""Arrays of .npz files with a checked checksum: device, inode, size, modification time (ns) and name of each."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_member(path: Path, member: str) -> NDArray[Any]:
         try:
             with damaged(path), np.load(file, allow_pickle=False) as archive:
                 array: NDArray[Any] = archive[member]
-        except OSError as error:  # a damaged table of contents may point outside the file
+        except OSError as error:  # a damaged table of contents can point outside the file
             raise ClipError(f"{path}: {DAMAGED}") from error
     return array
 
@@ -122,8 +122,8 @@ def load_member(path: Path, member: str) -> NDArray[Any]:
 def open_member(path: Path, member: str, scratch: Scratch, progress: Notify = silent) -> StoredArray:
     """Return an array of a .npz file.
 
-    A compressed array is unpacked into `scratch`. An uncompressed one is read in place; once per process it is read in
-    full to verify its checksum.
+    A compressed array is unpacked into `scratch`. An uncompressed array is read in place. Once per process it is read
+    completely, to check its checksum.
 
     Args:
         path: the .npz file.
@@ -158,7 +158,7 @@ def layout_of(array: StoredArray, form: Form) -> tuple[str, str | None]:
     """Return the layout of an array, and a remark if the layout was guessed from the values; see `find_layout`.
 
     Raises:
-        ShapeError: the rank, size, colours or data type are not what the model takes, or several layouts fit.
+        ShapeError: the model does not take the rank, size, colours or data type of the array, or several layouts fit.
         ClipError: the array has no frame.
     """
     check_type(array.name, array.dtype)
@@ -199,10 +199,10 @@ def _clip(array: StoredArray, layout: str, number: int) -> StoredClip:
 
 
 def check_type(name: str, dtype: np.dtype[Any]) -> None:
-    """Check that the values have a type of known range: uint8, float in [0, 1], or bool, whose True is white.
+    """Check that the data type has a known range: uint8, float in [0, 1], or bool, whose True is white.
 
     Raises:
-        ShapeError: `dtype` is another type.
+        ShapeError: `dtype` is a different type.
     """
     if dtype in (np.uint8, np.bool_) or np.issubdtype(dtype, np.floating):
         return
@@ -222,7 +222,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def _compare_checksum(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> None:
-    """Read an array in full to verify its checksum, unless this process has verified the unchanged file before."""
+    """Read an array completely to check its checksum, unless this process has done so and the file is unchanged."""
     found = path.stat()
     key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, entry.filename)
     if key in _compared:
@@ -264,7 +264,7 @@ def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) ->
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return the shape of an array, True if it is stored column by column, and its type, as read from its header."""
+    """Read the header of an array; return its shape, True if it is stored column by column, and its data type."""
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(file)

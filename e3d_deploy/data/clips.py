@@ -35,9 +35,9 @@ class Clips:
     """Clips of one source, which may be of different lengths."""
 
     clips: Sequence[Clip]
-    """Clips [T, H, W, C], uint8 or float in [0, 1]; arrays and pictures are read when they are sliced."""
+    """Clips, uint8 or float in [0, 1], [T, H, W, C]; slicing a clip of an array or of pictures reads the frames."""
     names: Sequence[str]
-    """Names of the clips, in their order."""
+    """Names, in the order of `clips`."""
     rates: Sequence[float] = ()
     """Frame rates of the videos that state one (frames per second)."""
 
@@ -54,7 +54,7 @@ class Clips:
 
     @property
     def frames_per_second(self) -> float:
-        """Frame rate for display: `rate`, or 10 without one (frames per second)."""
+        """Frame rate for display: `rate`, or 10 if `rate` is None (frames per second)."""
         return self.rate or DEFAULT_RATE
 
 
@@ -71,12 +71,12 @@ def read_clips(
 ) -> Clips:
     """Return the clips in `path`, in the size and colours that a model takes.
 
-    Videos and pictures are scaled and converted, which is logged; arrays have to fit as they are.
+    Videos and pictures are scaled and converted, which is logged. Arrays must already have the size and colours.
 
     Args:
-        path: a `.npz` or `.npy` file, a video, a folder of pictures, or a folder of such clips.
+        path: a `.npz` or `.npy` file, a video, a folder of pictures, or a folder of such files and folders.
         form: size, colours and fit of the model's frames.
-        most: maximum number of frames read of each clip.
+        most: maximum number of frames read from each clip.
         least: minimum length of a clip (frames); shorter clips are skipped, which is logged.
         count: maximum number of clips.
         selection: which frames of a video are read; the rates of the result are those of the selected frames.
@@ -85,8 +85,8 @@ def read_clips(
 
     Raises:
         ClipError: `path` does not exist, holds no clip, cannot be read, or has no clip of `least` frames.
-        SourceLost: a video is damaged, or its end is missing, even if after the frames that were read.
-        ConfigError: resampling was asked of a source without a rate.
+        SourceLost: a video is damaged, or its end is missing, even after the frames that were read.
+        ConfigError: resampling was requested for a source without a frame rate.
         ShapeError: an array has a rank, size, colours or data type that the model does not take, or its layout is
             ambiguous.
         BackendUnavailable: reading a video or pictures needs the extra `video`.

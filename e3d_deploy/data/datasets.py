@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 GENERATED = "moving-mnist"
 """Name of the source that is made on the fly."""
 Key = int | tuple[int, int]
-"""Index of a sample, or its index and the number of frames to return before it."""
+"""Index of a sample, or a pair: the index, and the number of frames to return before the sample."""
 
 
 class Extendable(Dataset[Tensor]):
@@ -58,14 +58,14 @@ class Extendable(Dataset[Tensor]):
 class MovingMNIST(Extendable):
     """Moving MNIST made on the fly; sample i is the same in every run with the same seed.
 
-    Samples are frames, float32 [T, 1, H, W] in [0, 1]. Frames that are asked for before a sample extend its end: the
-    result begins with the same frame as the sample itself.
+    Samples are frames, float32 in [0, 1], [T, 1, H, W]. Frames that are requested before a sample are appended to it
+    instead: the result begins with the same frame as the sample.
 
     Args:
         split: split whose digits are used.
-        length: frames of a sample.
+        length: number of frames in a sample.
         image_size: height and width of a frame (pixels).
-        count: digits in a sample.
+        count: number of digits in a sample.
         seed: seed of all samples.
         digits: replaces the digits of the split, uint8 [N, 28, 28].
     """
@@ -94,8 +94,8 @@ class MovingMNIST(Extendable):
 class Windows(Extendable):
     """Windows at random positions of longer clips; endless.
 
-    Samples are frames, float32 [T, C, H, W] in [0, 1]. If a window has fewer frames before it than asked for, it is
-    moved towards the end of its clip until it has enough.
+    Samples are frames, float32 in [0, 1], [T, C, H, W]. If fewer frames than requested precede a window, the window is
+    moved towards the end of its clip until enough frames precede it.
 
     Args:
         clips: clips [T, H, W, C], uint8 or float in [0, 1]; clips shorter than a window are not used.
@@ -123,7 +123,7 @@ class Windows(Extendable):
         return len(self._clip(index)[0]) - self.length
 
     def _clip(self, index: int) -> tuple[Clip, np.random.Generator]:
-        """Return the clip of a sample, and the generator that its position in the clip is drawn from."""
+        """Return the clip of a sample, and the generator from which the position of the sample is drawn."""
         rng = np.random.default_rng((self.seed, index))
         return self.clips[rng.choice(len(self.clips), p=self.shares)], rng
 
@@ -131,13 +131,13 @@ class Windows(Extendable):
 class FixedWindows(Extendable):
     """The windows of a source, in order: those that its format fixes, or successive windows of its clips.
 
-    Samples are frames, float32 [T, C, H, W] in [0, 1].
+    Samples are frames, float32 in [0, 1], [T, C, H, W].
 
     Args:
         source: a source that was opened for windows of this length.
         length: frames of a window.
         most: maximum number of windows; more are thinned out evenly.
-        windows: clip and first frame of the windows, [n, 2]; None: the windows of the source.
+        windows: clip and first frame of each window, [n, 2]; None: the windows of the source.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class FixedWindows(Extendable):
 
 
 class Shuffled(Extendable):
-    """The windows of a source, repeated endlessly, each time in another order.
+    """The windows of a source, repeated endlessly, each time in a different order.
 
     Sample i is element i mod n of the permutation that is drawn from the seed and i // n.
     """
@@ -194,13 +194,14 @@ class Mixture(Extendable):
         return self._part(index).spare(index)
 
     def _part(self, index: int) -> Extendable:
-        # A random stream of its own: with the stream of the part, a part would only see the draws that selected it.
+        # The choice has random numbers of its own: a data set that drew its sample from the same numbers would only see
+        # those that selected it.
         rng = np.random.default_rng((self.seed, index, 1))
         return self.parts[rng.choice(len(self.parts), p=self.shares)]
 
 
 def check_read(texts: Iterable[str], *, layout: str | None, skip_bad: bool) -> None:
-    """Check that a source reads files if options for reading files are given.
+    """Check that at least one source reads files if options for reading files are given.
 
     Args:
         texts: all sources of a command, `moving-mnist` or sources for `open_source`.
@@ -208,13 +209,13 @@ def check_read(texts: Iterable[str], *, layout: str | None, skip_bad: bool) -> N
         skip_bad: True if `--skip-bad` was given.
 
     Raises:
-        ConfigError: such an option is given, and all sources are generated.
+        ConfigError: an option for reading files is given, but all sources are generated.
     """
     options = (("--layout", layout is not None), ("--skip-bad", skip_bad))
     given = [name for name, is_given in options if is_given]
     if given and all(text == GENERATED for text in texts):
         raise ConfigError(
-            f"{GENERATED}: is generated, so no file is read; leave out {' and '.join(given)}, or give --data SOURCE"
+            f"{GENERATED}: is generated, so no file is read; omit {' and '.join(given)}, or give --data SOURCE"
         )
 
 
@@ -231,16 +232,17 @@ def training_data(
 ) -> Extendable:
     """Open the training split of one or more sources, as endless samples.
 
-    Windows that the format of a source fixes come in a new order each time; other clips are cut at random positions. A
-    sample of each source is read here, so that unreadable data are refused before training begins.
+    If the format of a source fixes its windows, they are repeated, each time in a new order. Windows of other sources
+    begin at random positions. A sample of each source is read here, so that unreadable data are refused before training
+    begins.
 
     Args:
         data: sources, `moving-mnist` or sources for `open_source`, and their shares of the samples.
         form: size, colours and fit of the model's frames.
-        length: frames of a sample.
+        length: number of frames in a sample.
         seed: seed of all samples.
         digits: file of digits for Moving MNIST, see `read_digits`; None: the package's digits.
-        burn_in: True if frames before the samples will be asked for; warns of a source that has none.
+        burn_in: True if frames before the samples will be requested; a warning names sources that have no such frames.
         skip_bad: skip files that cannot be read.
         progress: receives messages while files are opened.
 
@@ -253,7 +255,7 @@ def training_data(
         if not share > 0:
             raise ConfigError(f"data: {text} has the share {share:g}, expected more than 0")
     if digits is not None and GENERATED not in [text for text, _ in data]:
-        raise ConfigError(f"digits: {digits} is only for {GENERATED}; add --data {GENERATED}, or leave out --digits")
+        raise ConfigError(f"digits: {digits} is only for {GENERATED}; add --data {GENERATED}, or omit --digits")
     pictures = None if digits is None else read_digits(digits)
     parts: list[Extendable] = []
     rates: list[float] = []
@@ -298,7 +300,9 @@ def evaluation_data(
     remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> "FixedWindows | Subset[Tensor]":
-    """Open the windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
+    """Open the windows of a split: a finite number of them, the same in every run.
+
+    The first window is read here, so that unreadable data are refused at once.
 
     Args:
         text: `moving-mnist`, made of the split's digits, or a source for `open_source`.
@@ -307,7 +311,7 @@ def evaluation_data(
         length: frames of a window.
         most: maximum number of windows; more are thinned out evenly. For `moving-mnist`, the number of windows that are
             made; None: 1,000.
-        seed: seed of `moving-mnist`; the default is far from usual seeds of training.
+        seed: seed of `moving-mnist`; the default is far from usual training seeds.
         skip_bad: skip files that cannot be read.
         selection: which frames of each clip are used.
         remarks: collects remarks, see `open_source`.
@@ -338,7 +342,7 @@ def evaluation_data(
 
 
 def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Selection = ALL) -> None:
-    """Log that the frames of `evaluation_data` are spaced differently than in training; see `rate.warn_of_interval`."""
+    """Log if the frames of `evaluation_data` are spaced differently than in training; see `rate.warn_of_interval`."""
     if isinstance(data, FixedWindows):
         warn_of_interval(data.source.name, data.source.frames_per_second, window, selection=selection)
 
@@ -357,14 +361,14 @@ def decay_data(
     selection: Selection = ALL,
     progress: Notify = silent,
 ) -> tuple["FixedWindows | Subset[Tensor]", tuple[int, ...]]:
-    """Open the windows on which the decay of a state is measured; return them, and the ages that fit in a window.
+    """Open the windows on which the decay of a state is measured; return the windows, and the ages that fit in them.
 
-    Windows overlap: one begins at each frame of a clip.
+    Windows overlap, because a window begins at each frame of a clip.
 
     Args:
         data: `moving-mnist`, made of the split's digits with one window per clip; a source for `open_source`; or a
-            source that was opened for windows of context_length + horizon.
-        ages: ages asked for, among them `context_length` (frames).
+            source that was opened for windows of context_length + horizon frames.
+        ages: requested ages, including `context_length` (frames).
         form: size, colours and fit of the model's frames.
         split: split to open.
         context_length: frames before a forecast.
@@ -398,10 +402,10 @@ def _check_takes_all(selection: Selection) -> None:
     """Check that all frames of a generated source are selected.
 
     Raises:
-        ConfigError: `selection` leaves out or resamples frames.
+        ConfigError: `selection` skips or resamples frames.
     """
     if not selection.takes_all:
-        raise ConfigError(f"{GENERATED}: is generated, so it has no frame rate; leave out --every and --resample")
+        raise ConfigError(f"{GENERATED}: is generated, so it has no frame rate; omit --every and --resample")
 
 
 def _of_source(source: Source, *, length: int, seed: int) -> tuple[Extendable, int]:

@@ -21,7 +21,7 @@ from e3d_deploy.quiet import quiet
 SAMPLED = 16
 """Maximum number of windows from which the range of values is computed."""
 SHOWN = 8
-"""Maximum number of windows in a contact sheet, one per row."""
+"""Maximum number of windows in a contact sheet, one below the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class FrameForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Values in some windows of a split, in [0, 1] as a model receives them."""
+    """Statistics of the values in some windows of a split, in [0, 1] as the model receives them."""
 
     min: float
     max: float
@@ -60,9 +60,9 @@ class SplitContents:
 
     clips: int
     windows: int
-    """Number of windows that the format fixes, or of windows that do not overlap."""
+    """Number of windows: those that the format fixes, otherwise windows that do not overlap."""
     held_out: bool
-    """True if no file of the split is used in training; for the training split, if it shares none with the others."""
+    """True if the split shares no file with the training split, or, for `train`, with the two other splits."""
     lengths: Lengths
     skipped: tuple[str, ...]
     """Files that were skipped because they cannot be read."""
@@ -86,7 +86,7 @@ class DataContents:
     source: str
     kind: str
     frames_per_second: tuple[float, ...]
-    """Frame rates that occur (frames per second)."""
+    """Distinct frame rates of the videos, ascending (frames per second)."""
     frame: FrameForm
     values: Values
     length: int
@@ -111,7 +111,7 @@ def open_splits(
     skip_bad: bool,
     progress: Notify,
 ) -> dict[Split, Source | E3DError]:
-    """Return each split of a source, or the error why it has no clip.
+    """Open each split of a source; for a split without clips, return the error instead.
 
     Warnings are logged for `split` only. Remarks are not logged; the sources keep them.
 
@@ -169,7 +169,7 @@ def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length:
 
 
 def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> bytes:
-    """Return a PNG of some windows of a split, one per row, with time from left to right.
+    """Return a PNG of some windows of a split, one below the other, with time from left to right.
 
     Raises:
         ConfigError: the frames have neither 1 nor 3 colours.
@@ -181,7 +181,7 @@ def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, le
     for clip, first, window in _some_windows(source, SHOWN, length=length):
         _, H, W, C = window.shape
         if C not in (1, 3):
-            raise ConfigError(f"picture: frames have {C} colours, only 1 or 3 can be drawn; leave out --picture")
+            raise ConfigError(f"picture: frames have {C} colours, only 1 or 3 can be drawn; omit --picture")
         rows[f"{clip}: {first}"] = to_frames(window, image_size=(H, W), channels=C, name=source.name)
     return plots.strips(rows, every=max(1, length // 10))
 

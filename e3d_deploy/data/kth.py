@@ -16,15 +16,15 @@ from e3d_deploy.data.storage import Clip, Part
 from e3d_deploy.errors import ClipError, ShapeError
 
 STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": None, "jogging": 3, "running": 3}
-"""Frames between the starts of windows, by category in the original's order; None: the length of a window."""
+"""Number of frames between the starts of windows, per category, in the original's order; None: a window's length."""
 PERSONS = {"train": range(1, 17), "valid": range(17, 26), "test": range(17, 26)}
-"""Persons of each split, as in the original, whose validation split is its test split."""
+"""Persons of each split, as in the original, which also validates on the test split."""
 _NUMBERED = re.compile(r"image_(\d{4})")
 
 
 @dataclass(frozen=True, slots=True)
 class KTHClip:
-    """Red channel of the pictures of one person, float32 [t, H, W, 1]; pictures are decoded when they are read."""
+    """Red channel of the pictures of one person, float32 [t, H, W, 1]; slicing decodes the pictures."""
 
     files: Sequence[Path]
     image_size: tuple[int, int]
@@ -83,7 +83,7 @@ def open_kth(
     """
     _check_gray(folder, form)
     if absent := [category for category in STRIDES if not (folder / category).is_dir()]:
-        raise ClipError(f"{folder}: lacks {', '.join(absent)} of KTH's six folders; add what is missing, even if empty")
+        raise ClipError(f"{folder}: lacks {', '.join(absent)} of KTH's six folders; add them, even if empty")
     clips, numbers, strides = _clips_of(folder, form, PERSONS[split], length=length, is_good=is_good)
     if not clips:
         raise ClipError(no_person(folder, split))
@@ -129,7 +129,7 @@ def no_person(folder: Path, split: Literal["train", "valid", "test"]) -> str:
 
 
 def person_of(video: Path) -> int | None:
-    """Return the person in a video with a name as in KTH, such as person01_boxing_d1_uncomp.avi; otherwise None."""
+    """Return the person in a video that is named like KTH's, such as person01_boxing_d1_uncomp.avi; otherwise None."""
     found = re.match(r"person(\d\d)_[a-z]+_d\d", video.name.casefold())
     return int(found[1]) if found else None
 
@@ -158,7 +158,7 @@ def find_windows(numbers: Sequence[Sequence[int]], strides: Sequence[int], *, le
 
     Args:
         numbers: for each clip, the numbers in the names of its frames.
-        strides: for each clip, the frames between the ends of two windows.
+        strides: for each clip, the number of frames between the ends of two windows.
         length: frames of a window.
     """
     clip_of = np.repeat(np.arange(len(numbers)), [len(of_clip) for of_clip in numbers])

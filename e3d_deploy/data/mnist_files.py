@@ -20,7 +20,7 @@ KEYS = ("clips", "dims", "input_raw_data")
 def is_original(path: Path) -> bool:
     """Return True if a .npz file is in the format of google/e3d_lstm, even if some of its arrays are missing.
 
-    A file that has only `clips` is not: it is read as a file with one array of frames.
+    A file that has only `clips` is not in this format: it is read as a file with one array of frames.
     """
     found = members(path)
     return FRAMES not in found and any(key in found for key in KEYS[1:])
@@ -29,9 +29,12 @@ def is_original(path: Path) -> bool:
 def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch, progress: Notify = silent) -> list[Clip]:
     """Return the clips of one or two .npz files in the format of google/e3d_lstm; input and output frames are joined.
 
-    Each file has the arrays `clips` [2, N, 2], the first frame and the number of frames of each clip's input and
-    output; `dims` [1 or 2, 3], C, H, W; and `input_raw_data` [frames, C, H, W]. With two rows of `dims` it also has
-    `output_raw_data`, which the second row describes.
+    Each file has these arrays:
+
+    - `clips`, [2, N, 2]: first frame and number of frames of the input and of the output of each clip.
+    - `dims`, [1, 3] or [2, 3]: C, H, W of the input frames, and of the output frames if these have their own array.
+    - `input_raw_data`, [frames, C, H, W].
+    - `output_raw_data`, [frames, C, H, W], only if `dims` is [2, 3].
 
     Args:
         paths: the files.
@@ -41,14 +44,14 @@ def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch, progr
 
     Raises:
         ClipError: an array is missing or damaged, a clip extends beyond the frames, or there is no clip.
-        ShapeError: an array has a rank, size, colours or data type that the format or the model does not have.
+        ShapeError: an array has a rank, size, colours or data type that the format or the model does not allow.
 
     Source: google/e3d_lstm src/data_provider/mnist.py, load and get_batch.
     """
     clips: list[Clip] = []
-    # Frame numbers of a file's clips refer to that file. The original adds an offset to those of the second file, but
-    # it is the first file's number of clips instead of frames, and it changes a copy that is discarded; see
-    # test_the_second_file_counts_its_own_frames.
+    # The frame numbers of a clip refer to the file that holds the clip. The original adds an offset to the frame
+    # numbers of the second file. But the offset is the first file's number of clips instead of frames, and it is added
+    # to a copy that is discarded; see test_the_second_file_counts_its_own_frames.
     for path in paths:
         clips += _clips_of_file(path, form, scratch, progress)
     return clips

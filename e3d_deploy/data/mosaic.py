@@ -9,7 +9,7 @@ import numpy as np
 from e3d_deploy.frames import Frames
 
 GAP = 1
-"""Width of the gray line between two parts of a picture (pixels of a frame)."""
+"""Width of the gray line between two frames of a picture (pixels of a frame)."""
 GRAY = 0.5
 
 
@@ -28,7 +28,7 @@ class Mosaic:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Height and width of the part that shows one clip (pixels of a frame)."""
+        """Height and width of the area that shows one clip (pixels of a frame)."""
         height, width = self.image_size
         return height, 3 * width + 2 * GAP if self.compared else width
 
@@ -49,7 +49,7 @@ class Mosaic:
         return self.rows * (height + GAP) - GAP, self.columns * (width + GAP) - GAP
 
     def play(self, forecast: Frames, truth: Frames | None) -> Iterator[Frames]:
-        """Yield one picture [C, H, W] for each frame of the clips.
+        """Yield one picture, float32 in [0, 1], [C, H, W], for each frame of the clips.
 
         Args:
             forecast: the clips, [B, T, C, H, W].
@@ -69,6 +69,6 @@ class Mosaic:
 
 
 def _compared(forecast: Frames, truth: Frames) -> list[Frames]:
-    """Return truth, forecast and absolute difference, with lines between them; unknown truth is gray."""
+    """Return truth, forecast and absolute difference, with lines between them; unknown true frames are gray."""
     line = np.full((*forecast.shape[:2], GAP), GRAY, np.float32)
     return [np.nan_to_num(truth, nan=GRAY), line, forecast, line, np.nan_to_num(np.abs(forecast - truth), nan=GRAY)]

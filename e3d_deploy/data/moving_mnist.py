@@ -44,8 +44,8 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
 
     Raises:
         ClipError: the file does not exist, or has no such array.
-        ConfigError: some digits are held out for validation or tests, which would be meaningless after training on
-            them.
+        ConfigError: some digits are held out for validation or tests. After training on these digits, the results of
+            validation and tests would be meaningless.
     """
     advice = "give an .npz with `images`, uint8 [N, 28, 28]"
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
     if len(found):
         raise ConfigError(
             f"{path}: {len(found)} of its {len(digits)} digits are held out for validation and tests, the first is "
-            f"number {found[0]}; leave them out"
+            f"number {found[0]}; remove them"
         )
     return digits
 
@@ -78,10 +78,10 @@ def moving_mnist(
 
     Args:
         digits: digits to draw from, uint8 [N, 28, 28].
-        rng: generator for the choice of digits, their positions and their directions.
-        length: frames T.
+        rng: generator that draws the digits, their positions and their directions.
+        length: number of frames T.
         image_size: height and width (pixels); at least 28 each.
-        count: digits in the clip; where they overlap, the brighter pixel is shown.
+        count: number of digits in the clip; where digits overlap, the brighter pixel is shown.
 
     Returns:
         The clip, uint8 [T, H, W, 1].

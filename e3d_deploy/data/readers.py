@@ -30,16 +30,17 @@ SHOWN = 500
 class Reader:
     """Opens files as clips of one size and colours, and records the files that it skips.
 
-    Videos are decoded once, in that size, into a temporary file in TMPDIR; compressed arrays are unpacked there. The
-    disk needs room for them: frames · H · W · C bytes for a video. The file is deleted with the last clip.
+    Videos are decoded once, in the size of `form`, into a temporary file in TMPDIR. Compressed arrays are unpacked into
+    the same file. The disk needs room for it: frames · H · W · C bytes for each video. The file is deleted together
+    with the last clip.
 
     Args:
         form: size, colours and fit of the model's frames.
         skip_bad: skip files that cannot be read, instead of raising an error.
         progress: receives messages while files are opened.
         selection: which frames of each clip are used.
-        most: maximum number of frames decoded of a video.
-        remarks: collects remarks on conversions; None: a new object, which logs them.
+        most: maximum number of frames decoded from each video.
+        remarks: collects remarks on conversions; None: a new object, which logs the remarks.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Reader:
     def open(self, path: Path) -> list[tuple[str, Clip]]:
         """Return the clips of a video, a .npz, a .npy or a folder of pictures, with their names.
 
-        With `skip_bad`, a file that cannot be read is skipped: the result is empty.
+        With `skip_bad`, a file that cannot be read is skipped, and the result is empty.
 
         Raises:
             ClipError: the file cannot be read, and `skip_bad` is False.
             SourceLost: a video breaks off, and `skip_bad` is False.
             ShapeError: an array has a rank, size, colours or data type that the model does not take, and `skip_bad` is
                 False.
-            ConfigError: resampling was asked of a clip without a rate.
+            ConfigError: resampling was requested for a clip without a frame rate.
             BackendUnavailable: reading a video or pictures needs the extra `video`.
             OSError: the disk is full.
         """
@@ -102,7 +103,10 @@ class Reader:
             log.warning("skipped: %s", error)
 
     def is_good(self, file: Path) -> bool:
-        """Return True if a picture is usable; unreadable pictures are detected, and skipped, only with `skip_bad`."""
+        """Return True if a picture can be read; without `skip_bad`, return True without reading it.
+
+        A picture that cannot be read is recorded as skipped.
+        """
         if not self.skip_bad:
             return True
         self.progress(f"checking {file.parent}")
@@ -118,7 +122,7 @@ class Reader:
         self.remarks.say(text, "%s", text)
 
     def check_layout(self, name: str) -> None:
-        """Remark that the given layout has no effect, if no array was read; call it after all files are opened."""
+        """Remark that the given layout has no effect if no array was read; to be called after all files are opened."""
         if self.form.layout is not None and not self.layouts:
             self.remark(f"{name}: no array with these axes was read, so --layout {self.form.layout} has no effect")
 
@@ -153,7 +157,10 @@ class Reader:
         return [(str(folder), PictureClip(run, self.form, self.remarks, folder)) for run in runs if run]
 
     def _say(self, folder: Path, files: Sequence[Path]) -> None:
-        """Log the conversions of pictures; this decodes the first, middle and last one, and reads all headers."""
+        """Log how pictures are converted.
+
+        This decodes the first, middle and last picture. Without `most`, it also reads the headers of all pictures.
+        """
         if self.form.channels not in (1, 3):
             raise ShapeError(
                 f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
@@ -161,7 +168,7 @@ class Reader:
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             if self.is_good(files[number]):
                 read_picture(files[number], self.form, remarks=self.remarks, source=folder)
-        if self.most is None:  # with a maximum, only a few pictures are read, and their remarks are made then
+        if self.most is None:  # with `most`, only some pictures are used, and reading them logs their conversions
             say_looks(files, self.form, self.remarks, folder)
 
     def _video(self, path: Path) -> StoredClip:

@@ -1,4 +1,4 @@
-"""Frames that stay on disk and are read window by window, so that data may be larger than memory. Needs no PyTorch.
+"""Frames that stay on disk and are read as needed, so that data may be larger than memory. Needs no PyTorch.
 
 Data are read with `preadv` instead of `memmap`, whose touched pages count as memory of the process. A read does not
 move a file position, so worker processes may share an open file.
@@ -31,7 +31,7 @@ class Clip(Protocol):
 
 
 class Store(Protocol):
-    """Bytes on disk."""
+    """Bytes on disk, which can be read at any position."""
 
     def read(self, buffer: memoryview, offset: int) -> bool:
         """Fill `buffer` with the bytes at `offset`; return False if there are too few bytes."""
@@ -53,7 +53,9 @@ class File:
 
 
 class Scratch:
-    """A temporary file without a name, in TMPDIR; deleted when the last process that holds it exits, even on a crash.
+    """A temporary file without a name, in TMPDIR.
+
+    It is deleted when the last process that has it open exits, even after a crash.
 
     It can be sent to a worker process, forked or spawned.
     """
@@ -117,7 +119,7 @@ class StoredClip:
     length: int
     """Number of frames."""
     shape: tuple[int, int, int]
-    """Shape of a stored frame: H, W, C, or C, H, W."""
+    """Shape of a stored frame: [H, W, C], or [C, H, W] with `channels_first`."""
     dtype: np.dtype[Any]
     stride: int
     """Distance from the start of a frame to the start of the next one (bytes)."""
@@ -140,7 +142,7 @@ class StoredClip:
         for number, piece in enumerate(pieces):
             numbers: NDArray[Any] = piece.reshape(-1).view(np.uint8)
             if not self.store.read(numbers.data, self.offset + (start + number) * self.stride):
-                raise ClipError(f"{self.name}: ends too early; it was complete when it was opened, so write it again")
+                raise ClipError(f"{self.name}: its file has become shorter since it was opened; write it again")
         if stored.dtype == np.bool_:
             stored = stored.view(np.uint8) * np.uint8(255)
         check_values(stored, name=f"{self.name}, frames {start} to {stop}")
@@ -150,7 +152,7 @@ class StoredClip:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Several clips, concatenated to one."""
+    """Several clips, concatenated into one."""
 
     clips: tuple[Clip, ...]
 

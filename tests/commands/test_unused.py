@@ -18,14 +18,14 @@ def refused(*arguments: object) -> str:
 def test_options_for_files_are_refused_if_clips_are_generated(
     option: list[str], more: list[str], exported: Path
 ) -> None:
-    error = f"Error: moving-mnist: is generated, so no file is read; leave out {option[0]}, or give --data SOURCE"
+    error = f"Error: moving-mnist: is generated, so no file is read; omit {option[0]}, or give --data SOURCE"
     assert refused("evaluate", exported / "tiny.e3d", *option, *more) == error
 
 
 def test_options_for_files_are_refused_if_a_run_reads_no_file(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = refused("train", "-o", run, "--layout", "NTHW", "--skip-bad", "--valid-data", "moving-mnist")
-    assert "is generated, so no file is read; leave out --layout and --skip-bad, or give --data SOURCE" in words
+    assert "is generated, so no file is read; omit --layout and --skip-bad, or give --data SOURCE" in words
     assert not run.exists()
 
 

@@ -1815,9 +1815,7 @@ def test_digits_that_are_held_out_are_refused(tmp_path: Path, split: Any) -> Non
     options = ["train", "-o", str(run), "--digits", str(tmp_path / "digits.npz"), *OPTIONS]
     done = CliRunner().invoke(main, options)
     assert done.exit_code == 2
-    assert (
-        "1 of its 6 digits are held out for validation and tests, the first is number 5; leave them out" in done.stderr
-    )
+    assert "1 of its 6 digits are held out for validation and tests, the first is number 5; remove them" in done.stderr
     assert not run.exists()
 
 
