@@ -43,7 +43,7 @@ class Clips:
 
     @property
     def frames(self) -> NDArray[Any]:
-        """All clips as one array, cut to the length of the shortest, [B, T, H, W, C]."""
+        """All clips as one array, cut to the length of the shortest clip, [B, T, H, W, C]."""
         shortest = min(map(len, self.clips))
         return np.stack([clip[:shortest] for clip in self.clips])
 

@@ -19,7 +19,7 @@ ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
 ASF_KIND_AT, ASF_STREAM_AT = 24, 72
 """Offsets of the stream type and the stream number in the object that starts with `ASF_STREAM` (bytes)."""
 NUMBER_BYTES = (0, 1, 2, 4)
-"""Sizes of a number in an ASF packet, by its length code (bytes)."""
+"""Size of a number in an ASF packet, for each length code (bytes)."""
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Table that reverses the bits of a byte, to compute Ogg's CRC with zlib."""
 
@@ -39,8 +39,8 @@ def cut_after(size: int, end: int) -> str:
 def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
     """Describe the damage in a Matroska or WebM file, or its missing end; None if the file is intact.
 
-    Each element has to end within the element around it. Programs that write while they
-    record may leave the lengths of segments and clusters unknown. FFmpeg writes checksums of clusters into .mkv files.
+    Each element has to end within the element around it. Programs that write while they record may leave the lengths of
+    segments and clusters unknown. FFmpeg writes checksums of clusters into .mkv files.
 
     Args:
         file: the open file.

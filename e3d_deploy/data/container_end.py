@@ -89,7 +89,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
                 return damaged_at(end, head[:4])
             last_ms = max((int.from_bytes(tag[7:] + tag[4:7], "big") for _, tag in tags), default=0)
             stated_bytes, stated_s = (_flv_number(begin, name) for name in (b"filesize", b"duration"))
-            # One of the two may be stale: it may describe the longer film that this file was cut from.
+            # One of the two numbers may be stale, because it describes the longer film from which this file was cut.
             if end == size < stated_bytes and last_ms / 1000 < stated_s - FLV_SPARE_S:
                 end = int(stated_bytes)
         elif (place := begin.find(ASF_FILE)) >= 0:
@@ -118,7 +118,7 @@ def joined(path: Path) -> bool:
 
 
 def _flv_tags(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the offset and the first 8 bytes of each tag, then those of the data after the last tag."""
+    """Yield the offset and the first 8 bytes of each tag, then the same for the data after the last tag."""
     file.seek(5)
     place = int.from_bytes(file.read(4), "big") + 4
     while True:

@@ -25,7 +25,7 @@ def source_of(path: Path) -> str | BytesIO:
 
 
 def with_black_background(content: bytes) -> bytes:
-    """Return a GIF with a black global palette; images without a palette get a copy of the original one."""
+    """Return a GIF with a black global palette; images without their own palette get a copy of the original."""
     palette = content[HEADER : HEADER + _palette_size(content[10:11])]
     background = 3 * content[11] if palette else 0
     if not any(palette[background : background + 3]):

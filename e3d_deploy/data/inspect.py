@@ -56,7 +56,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitContents:
-    """Clips and windows of one split, and the files that it does not use."""
+    """Clips and windows of one split, and the files that the split does not use."""
 
     clips: int
     windows: int

@@ -70,7 +70,7 @@ def open_kth(
         form: size and colours of the model's frames.
         split: split to open.
         length: frames of a window.
-        is_good: returns True for a picture that is usable; no window spans an unusable one.
+        is_good: returns True for a picture that can be used; no window spans a picture for which it returns False.
 
     Returns:
         The clips; the windows, [n, 2] (clip, first frame); the stretches, [n, 3] (clip, first frame, frames).

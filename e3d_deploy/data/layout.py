@@ -33,7 +33,7 @@ def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tu
         name: name of the array, for errors and to recognize the published test set.
         shape: shape of the array.
         form: size and colours of the model's frames, and the layout if one is given.
-        read: returns a frame, by layout, clip and number, or None if the frame cannot be read.
+        read: returns a frame, given layout, clip and frame number, or None if the frame cannot be read.
 
     Raises:
         ShapeError: no layout fits, or several layouts fit; the error names them.

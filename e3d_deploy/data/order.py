@@ -127,7 +127,7 @@ def _split(file: Path, stem: str) -> _Name:
 
 
 def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
-    """Return a remark on two files whose names differ only in suffix or case, so that they may be one picture."""
+    """Return a remark on two files whose names differ only in suffix or case, so that they may be the same picture."""
     if len(set(stems)) == len(stems):
         return None
     first: dict[str, Path] = {}
@@ -217,7 +217,7 @@ def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
-    """Return names in the order of a counter that wrapped around to 0, as IMG_0001 after IMG_9999; None without one.
+    """Return names in the order of a counter that wrapped around to 0, as IMG_0001 after IMG_9999; otherwise None.
 
     All numbers must have the same width. Some must be at the start and some at the end of the counter's range, with a
     gap of at least half the range.

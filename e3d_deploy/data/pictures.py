@@ -105,7 +105,7 @@ def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
 
 
 def load_picture(file: Path) -> Any:
-    """Return a picture as image viewers display it, as a Pillow image.
+    """Read a picture as image viewers display it; return a Pillow image.
 
     The image is upright, has 8 bits, is gray or RGB, and is blended over black where it is transparent.
 
@@ -158,7 +158,7 @@ def _opened(content: BinaryIO, file: Path) -> Any:
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        # Pass no file name: with one, Pillow 13.0 maps the file into memory, which garbles rotated TIFFs.
+        # Pass no file name: given a name, Pillow 13.0 maps the file into memory, which garbles rotated TIFFs.
         image = Image.open(content)
     except UnidentifiedImageError as error:
         raise _unreadable(file, "not in a format that Pillow knows") from error
@@ -457,7 +457,8 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
     """Return an iterator over the pages of a picture file, and None as their rate, because rates are not read."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        shown_ms: list[float] = []  # shortest and longest duration of the pages before the current one
+        # Shortest and longest duration before the current page. The duration of the last page is ignored.
+        shown_ms: list[float] = []
         for image in _load_pages(file):
             shown = image.info.get("duration", 0)
             yield _fitted(image, file, form, remarks, file)
@@ -468,7 +469,7 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
 
 
 def _remark_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
-    """Log if pages have different durations; that of the last page is not passed, because no page follows it."""
+    """Log if the pages before the current one have different durations."""
     if shown_ms and max(shown_ms) - min(shown_ms) > TOLERANCE * max(shown_ms):
         remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is read as one frame, so "
                     "convert the file to a constant frame rate before use",

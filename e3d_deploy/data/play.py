@@ -35,7 +35,7 @@ class Video:
 
     @property
     def frames_per_second(self) -> float:
-        """Frame rate for display: `rate`, or 10 without one (frames per second)."""
+        """Frame rate for display: `rate`, or 10 if `rate` is None (frames per second)."""
         return self.rate or DEFAULT_RATE
 
 

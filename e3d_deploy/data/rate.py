@@ -142,7 +142,7 @@ def select_by_time(timed: Iterable[tuple[Fraction, T]], rate: float, *, interval
 
 @dataclass(frozen=True, slots=True)
 class SelectedClip:
-    """Selected frames of a clip, in order; each is read only when it is sliced."""
+    """Selected frames of a clip, in order; slicing reads only the requested frames."""
 
     clip: Clip
     numbers: tuple[int, ...]
@@ -184,7 +184,7 @@ def warn_of_interval(
 
 
 def other_interval(rates: Sequence[float], window: Window | None) -> str | None:
-    """Return a clause that states the frame interval and the one in training; None if they hardly differ.
+    """Return a clause that states the frame interval and the interval in training; None if they hardly differ.
 
     Args:
         rates: rates of the clips (frames per second); the clause names the rate that differs most.

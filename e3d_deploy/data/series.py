@@ -109,7 +109,7 @@ def _why_refused(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> st
 
 
 def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:
-    """Return a remark if there are a few series of different patterns, and one of them has several frames."""
+    """Return a remark if there are a few series of different patterns, and one of them has several pictures."""
     joined: dict[str, list[str]] = defaultdict(list)
     for (pattern, _), members in series.items():
         joined[pattern] += members

@@ -30,7 +30,7 @@ from e3d_deploy.progress import Notify, silent
 __all__ = ["Clip", "Source", "decay_windows", "fixed_windows", "open_source"]
 
 LENGTH = 20
-"""Length of the clips in mnist_test_seq.npy; other arrays with this layout and length are treated like it (frames)."""
+"""Length of the clips in mnist_test_seq.npy; other arrays with its layout and length are treated the same (frames)."""
 log = logging.getLogger(__name__)
 
 
@@ -97,8 +97,8 @@ def open_source(
         length: frames of a window.
         skip_bad: skip files that cannot be read, which is logged; to find bad pictures, all pictures are decoded once.
         selection: which frames of each clip are used, before the clip is split and cut into windows.
-        remarks: collects remarks; kinds that it already has are not repeated. None: a new object, which logs
-            the remarks.
+        remarks: collects remarks; kinds that it already has are not repeated. None: a new object, which logs the
+            remarks.
         progress: receives messages while files are opened.
 
     Raises:

@@ -171,9 +171,8 @@ def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
 def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
     """Return names that look like splits, in the paths of clips that are divided without regard to them.
 
-    The name of a folder or array counts if not all entries beside it name the same split. Clips are also
-    called `test` or `trains`, so their names count only if some look like the training split and some like a
-    held-out split.
+    The name of a folder or array counts if not all entries beside it name the same split. Clips are also called `test`
+    or `trains`, so their names count only if some look like the training split and some like a held-out split.
     """
     clips = set(clips)
     beside: dict[Path, set[Path]] = defaultdict(set)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHECKED = 1000
 """Maximum number of frames decoded after the requested ones, to check that the video is complete."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Decoders that keep the alpha channel of WebM, by the name of FFmpeg's own decoder, which drops it."""
+"""Decoders that keep the alpha channel of WebM; the key is FFmpeg's own decoder, which drops the channel."""
 OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
 """Options of decoders.
 
@@ -190,7 +190,7 @@ def _shown_stream(path: Path, container: Any, remarks: Remarks) -> Any:
 def _rate(stream: Any) -> Fraction | None:
     """Return the frame rate that a stream states (frames per second); None if it states none.
 
-    If the demuxer does not count frames, as for raw DV, the average rate is that of the clock and is not used.
+    If the demuxer does not count frames, as for raw DV, the average rate is the rate of the clock, and is not used.
     """
     average: Fraction | None = stream.average_rate
     if average is None or average <= MAX_RATE:
@@ -398,8 +398,8 @@ def _undamaged_frames(path: Path, container: Any, stream: Any, awaited: Awaited)
             awaited.received(frame)
             yield frame
     else:
-        # Two demuxers drop frames silently: that of Y4M an incomplete last frame, that of AVI chunks that are not
-        # at their place in the index.
+        # Two demuxers drop frames silently. The demuxer of Y4M drops an incomplete last frame. The demuxer of AVI drops
+        # chunks that are not at their place in the index.
         if container.format.name == "yuv4mpegpipe" and path.is_file() and end < path.stat().st_size:
             raise _Damage("the last frame is cut")
         if container.format.name == "avi":
