@@ -185,7 +185,7 @@ def recipes() -> str:
         f"({found['environment']['cpu']}, {found['environment']['date'][:10]}). The last column is the MSE of the "
         "weights that are not in the model file: the plain weights for `modern`, the moving average for the others.",
         "",
-        "| recipe | MSE | MAE | PSNR, dB | SSIM | MSE of the other weights |",
+        "| recipe | MSE | MAE | PSNR (dB) | SSIM | MSE of the other weights |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in found["runs"].items():
@@ -198,7 +198,11 @@ def recipes() -> str:
 
 COMPARED = {"modern, squared errors alone": "`modern` with `--l1-weight 0`"}
 """Labels of runs in the comparison of recipes that are not named after their recipe."""
-FINE_TUNED = {"none": "after, no burn-in", "tenth": "after, burn-in in the last tenth", "all": "after, in all steps"}
+FINE_TUNED = {
+    "none": "after, no burn-in",
+    "tenth": "after, burn-in in the last tenth",
+    "all": "after, burn-in in all steps",
+}
 """Labels of the runs that `benchmarks.burn_in` measures."""
 
 
@@ -207,10 +211,10 @@ def burn_in() -> str:
     found = result("burn_in")
     limit_s = found["training"]["all"]["time_limit_s"]
     lines = [
-        "The demo model of commit faccf7a was fine-tuned in three runs of "
-        f"{limit_s / 60:.0f} minutes, which ran side by side on a machine that was busy with other work. The tables "
-        "show the squared error per frame of the next 10 frames, by the age of the state (frames). The same frames "
-        f"are forecast at all ages ({found['environment']['cpu']}, {found['environment']['date'][:10]}).",
+        "The [2×40 model](glossary.md#measuring) of commit faccf7a was fine-tuned in three simultaneous runs of "
+        f"{limit_s / 60:.0f} minutes on a machine that was busy with other work. The tables show the squared error "
+        "per frame of the next 10 frames. The age of the state is in frames; the same frames are forecast at all ages "
+        f"({found['environment']['cpu']}, {found['environment']['date'][:10]}).",
     ]
     for kind, title in {"digits": "Generated digits, test split", "film": "Pedestrians, test clip"}.items():
         ages = list(found["mse"]["start"][kind])
@@ -271,7 +275,8 @@ def renewals() -> str:
     """Return the error of each renewal over one cycle as Markdown."""
     found = result("decay")
     lines = [
-        "MSE per frame, mean over one cycle of `refresh:2`; in parentheses at the worst age of the cycle:",
+        "MSE per frame, mean over one cycle of `refresh:2`. The number in parentheses is the MSE at the worst "
+        "age of the cycle:",
         "",
         "| video and weights | frames seen | `none` | `refresh:2` | `replay` | copy last |",
         "|---|---|---|---|---|---|",
@@ -296,8 +301,8 @@ def renewal_costs() -> str:
     files = sorted(RESULTS.glob("renewal_*.json"))
     first = json.loads(files[0].read_text())["environment"]
     lines = [
-        "Ratios of processor time for C = 10 over whole cycles, with their restarts; one thread, measured in turn "
-        f"({first['cpu']}, AVX2, {first['date'][:10]}). The 8 streams began at different frames:",
+        "Ratios of processor time for C = 10 over whole cycles, including the restarts of states; one thread, measured "
+        f"in turn ({first['cpu']}, AVX2, {first['date'][:10]}). The 8 streams began at different frames:",
         "",
     ]
     columns = {}
@@ -305,10 +310,10 @@ def renewal_costs() -> str:
         _, size, backend = file.stem.split("_", 2)
         found = json.loads(file.read_text())
         model = demo_model(found) if size == "demo" else "full size"
-        for kind in ("batch 1", "batch any"):
+        for kind, graphs in {"batch 1": "graphs for one stream", "batch any": "graphs for any number"}.items():
             row, two = found[kind], found[kind]["step of two over step of one"]
             one, many = row["one stream"], row["8 streams"]["refresh:2"]
-            columns[f"{backend}, {model}, {kind}"] = [
+            columns[f"{backend}, {model}, {graphs}"] = [
                 f"{one['refresh:2']['times_none']:.2f}",
                 "–" if two is None else f"{two:.2f}",
                 f"{many['throughput_of_none']:.2f}",
@@ -322,11 +327,11 @@ def renewal_costs() -> str:
 
 
 COSTS_OF_RENEWALS = (
-    "time of a push, `refresh:2` over `none`",
-    "time of a step of two states over one",
-    "frames/s of 8 streams, `refresh:2` over `none`",
+    "time of a push: `refresh:2` / `none`",
+    "time of a step: two states / one state",
+    "frames/s of 8 streams: `refresh:2` / `none`",
     "rows copied per frame and stream, 8 streams",
-    "time of a push, `replay` over `none`",
+    "time of a push: `replay` / `none`",
 )
 """Rows of the table that `renewal_costs` writes."""
 
@@ -335,7 +340,7 @@ def memory() -> str:
     """Return the memory of a training step, and its time compared with a plain loop, as Markdown."""
     found = result("training")
     lines = [
-        "| frames in the clip | memory | with `--recompute` | ratio | time | with `--recompute` |",
+        "| frames in the clip | memory | memory with `--recompute` | ratio | time | time with `--recompute` |",
         "|---|---|---|---|---|---|",
     ]
     for length, rows in found["memory"].items():
@@ -347,7 +352,7 @@ def memory() -> str:
     one = found["overhead"]
     lines += [
         "",
-        f"A step of `e3d train` at full size with batch {one['batch_size']} takes {one['ratio']:.2f} times the "
+        f"A step of `e3d train` at full size with batch size {one['batch_size']} takes {one['ratio']:.2f} times the "
         f"processor time of a plain loop on the same network ({one['steps']} steps of both, measured in turn; median "
         f"of the ratios; {one['step_s']:.1f} s and {one['plain_step_s']:.1f} s). "
         f"{100 * one['share_waiting_for_data']:.2f} % of the step is spent waiting for data "
@@ -528,7 +533,7 @@ def backends_table() -> str:
     lines += [f"| `{spec.name}` | {spec.device} | {spec.summary} | {spec.tested_on} |" for spec in BACKENDS.values()]
     lines += [
         "",
-        f"Backends of the device class gpu need {GPU}. Precisions are those of the bundle:",
+        f"Backends of the device class gpu need {GPU}. Each backend runs bundles of these precisions:",
         "",
         "| backend | precisions | install |",
         "|---|---|---|",
