@@ -354,7 +354,7 @@ def memory() -> str:
         "",
         f"A step of `e3d train` at full size with batch size {one['batch_size']} takes {one['ratio']:.2f} times the "
         f"processor time of a plain loop on the same network ({one['steps']} steps of both, measured in turn; median "
-        f"of the ratios; {one['step_s']:.1f} s and {one['plain_step_s']:.1f} s). "
+        f"of the ratios; {one['step_s']:.1f} s, and {one['plain_step_s']:.1f} s for the loop). "
         f"{100 * one['share_waiting_for_data']:.2f} % of the step is spent waiting for data "
         f"({found['environment']['cpu']}, one thread, {found['environment']['date'][:10]}).",
     ]
