@@ -366,8 +366,8 @@ def test_pack_and_unpack_report_dropped_engines(bundle_path: Path, tmp_path: Pat
     }
     rewrite(bundle_path, files=files, engines={"step.tensorrt": sidecar()})
     archive = tmp_path / "tiny.zip"
-    assert "left out: the engines step.tensorrt" in e3d("pack", bundle_path, "-o", archive).stderr
-    assert "left out" not in e3d("pack", bundle_path, "-o", archive, "--overwrite", "--with-engines").stderr
+    assert "omitted: the engines step.tensorrt" in e3d("pack", bundle_path, "-o", archive).stderr
+    assert "omitted" not in e3d("pack", bundle_path, "-o", archive, "--overwrite", "--with-engines").stderr
     line = "WARN dropped: the engines step.tensorrt, because they are native code"
     assert line in e3d("unpack", archive, "-o", tmp_path / "a.e3d").stderr
     assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr

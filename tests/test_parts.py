@@ -223,7 +223,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     output = tmp_path / "model.safetensors"
     said = command(folder, "-o", output)
     assert "step 20, " in said
-    assert "left out: step 10 is older" in said
+    assert "skipped: step 10 is older" in said
     assert checkpoint.load(output).state_dict().keys()
     assert "already exists; give --overwrite" in command(folder, "-o", output, code=2)
     command(*folder.glob("model-a*"), "-o", output, "--overwrite")

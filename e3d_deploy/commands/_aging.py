@@ -40,7 +40,7 @@ def evaluate_streaming(
     json_: bool,
     importing: Mapping[str, Any],
 ) -> None:
-    """Measure the forecast error by the age of the state and print it.
+    """Measure the forecast error as a function of the age of the state, and print the result.
 
     With `record`, the result is also saved in the model file or bundle.
     """
@@ -113,9 +113,9 @@ def evaluate_streaming(
         click.echo(output, err=json_)
     if left_out:
         ages_text = ", ".join(map(str, left_out))
-        click.echo(f"left out: ages {ages_text}, because too few clips of {data} are long enough", err=True)
+        click.echo(f"skipped: ages {ages_text}, because too few clips of {data} are long enough", err=True)
     click.echo(
-        f"{decay.clips} windows of {data} ({split}), {horizon} predicted frames, backend {about['backend']}"
+        f"{decay.clips} windows from clips of {data} ({split}), {horizon} predicted frames, backend {about['backend']}"
         + (f"; recorded in {model}" if record else ""),
         err=True,
     )
@@ -139,12 +139,12 @@ def _compared(
             predictor, windows, renewals=renewals, longest=longest, horizon=horizon, progress=progress
         )
     except ClipError as error:
-        click.echo(f"not compared: {error}", err=True)
+        click.echo(f"renewals were not compared: {error}", err=True)
         return None
 
 
 def show_decay(decay: "Decay") -> None:
-    """Print the error at each age as a table, with the verdict below."""
+    """Print a table of the error at each age, then a sentence that says whether the error grows with the age."""
     from e3d_deploy.evaluation.report import number
 
     C = decay.context_length
@@ -157,7 +157,13 @@ def show_decay(decay: "Decay") -> None:
     ratio = f"{mean / decay.mean(C):.2f}" if decay.mean(C) else ""
     rows.append(("copying the last frame", number(mean), ratio, number(copying[0]), number(copying[-1])))
     table(
-        ["age of the state (frames)", "MSE per frame", f"relative to age {C}", "first frame", f"frame {len(copying)}"],
+        [
+            "age of the state (frames)",
+            "MSE per frame",
+            f"relative to age {C}",
+            "MSE of frame 1",
+            f"MSE of frame {len(copying)}",
+        ],
         rows,
     )
     click.echo()
@@ -188,16 +194,17 @@ def show_renewals(compared: "Comparison") -> None:
     ]
     rows.append(("copying the last frame", "", number(compared.copy_last), times(compared.copy_last), "", "", ""))
     first, last = compared.positions[0], compared.positions[-1]
-    columns = ("age", "MSE per frame", f"relative to {REFERENCE}", "worst MSE", "steps per frame", "steps per forecast")
+    columns = ("age of the state", "MSE per frame", f"relative to {REFERENCE}", "worst MSE", "steps per frame")
     click.echo()
-    table([f"renewal, after {first} to {last} frames", *columns], rows)
+    click.echo(f"renewals, compared at forecasts after {first} to {last} frames of a stream:")
+    table(["renewal", *columns, "steps per forecast"], rows)
 
 
 def check_record(model: Path) -> None:
     """Check, before any work, that the decay can be saved in a model file or bundle.
 
     Raises:
-        ConfigError: the path is a third-party checkpoint, or is not writable.
+        ConfigError: the path is a third-party checkpoint, or its folder is not writable.
     """
     import os
 
@@ -209,4 +216,7 @@ def check_record(model: Path) -> None:
         )
     folder = model if model.is_dir() else model.absolute().parent
     if model.exists() and not os.access(folder, os.W_OK):
-        raise ConfigError(f"{model}: --record: is not writable; leave --record out, or use a copy")
+        raise ConfigError(
+            f"{model}: is not writable, so --record cannot store the result; leave --record out, or use a "
+            "writable copy of the model"
+        )

@@ -15,13 +15,13 @@ def benchmark_table(result: "BenchmarkResult") -> None:
     """Print the times as a table, and the conditions of the measurement on stderr."""
     rows = result.rows
     columns: dict[str, Callable[[Row], str]] = {
-        "timed": lambda row: row.what,
+        "task": lambda row: row.what,
         "backend": lambda row: row.backend,
         "median": lambda row: f"{row.timing.median_ms:.2f} ms",
         f"{result.confidence:.0%} CI": lambda row: "–".join(f"{end:.2f}" for end in row.timing.median_ci_ms),
         "p90": lambda row: f"{row.timing.p90_ms:.2f}",
         "p99": lambda row: f"{row.timing.p99_ms:.2f}{'' if row.timing.calls >= 100 else '*'}",
-        "on device": device_time,
+        "device time": device_time,
         "ms/step": lambda row: "–" if row.ms_per_step is None else f"{row.ms_per_step:.2f}",
         "ms/frame": lambda row: f"{row.ms_per_frame:.2f}",
         "frames/s": lambda row: f"{row.frames_per_second:.1f}",
@@ -39,7 +39,7 @@ def benchmark_table(result: "BenchmarkResult") -> None:
     threads = environment["threads"] or "chosen by the library"
     click.echo(
         f"on {environment['cpu']}, {environment['cores']} cores, threads: {threads}; "
-        f"speed-up over {result.compared_with}",
+        f"speed-up relative to {result.compared_with}",
         err=True,
     )
     for name, sentence in result.what.items():
@@ -56,7 +56,7 @@ def benchmark_table(result: "BenchmarkResult") -> None:
 def device_time(row: "Row") -> str:
     """Describe the median time of a call on the device."""
     if row.timing.device_median_ms is None:
-        return "as median" if row.on_host else "not reported"
+        return "same as median" if row.on_host else "not reported"
     return f"{row.timing.device_median_ms:.2f} ms"
 
 
@@ -68,12 +68,12 @@ def accuracy(row: "Row") -> str:
 
 
 def streams_table(streams: "StreamCurves | None") -> None:
-    """Print the times by number of streams, and how many streams meet the latency goal."""
+    """Print the times for each number of streams, and how many streams meet the latency goal."""
     if streams is None:
         return
     click.echo()
     table(
-        ["backend", "streams", "frames/s", "p50 of a round", "p99", "batch sizes"],
+        ["backend", "streams", "frames/s", "p50 of a round", "p99 of a round", "batch sizes"],
         [
             (
                 curve.backend,

@@ -17,7 +17,7 @@ TARGETS = click.Choice(get_args(Target))
 def show_engines(target: str, sidecars: Mapping[str, "EngineSidecar"]) -> None:
     """Print the engines that were added to a bundle as a table."""
     table(
-        ["engine", "builder", "runs on", "precision", "verified by", "size", "build time"],
+        ["engine", "builder", "compute capability", "precision", "precision from", "size", "build time"],
         [
             (
                 f"engines/{graph}.{target}.plan",

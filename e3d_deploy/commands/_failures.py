@@ -54,5 +54,6 @@ def system_error(error: OSError) -> tuple[str, int]:
     elif isinstance(name, bytes):
         name = os.fsdecode(name)
     said = str(error.strerror or error)
-    # Messages of the system contain no semicolon. A message with one is ours and already ends with a remedy.
+    # Messages of the system contain no semicolon. A message with a semicolon is from this package
+    # and already ends with a remedy.
     return f"{name or 'a file or device'}: {said if '; ' in said else f'{said}; {remedy}'}", code

@@ -8,24 +8,24 @@ import click
 HELP_ALL = "e3d_deploy.help_all"
 """Key of `Context.meta` that is set when the help shows all groups."""
 UNBROKEN = "\N{NON-BREAKING HYPHEN}"
-"""Stands for a hyphen while lines are wrapped, so that names such as --time-limit stay on one line."""
+"""Replacement for hyphens while lines are wrapped, so that names such as --time-limit stay on one line."""
 
 
 class Option(click.Option):
     """Option whose help shows `N` for a whole number, no range, and `show_default` without parentheses."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the names and the text of the option."""
+        """Return the names and the text of the option, with `UNBROKEN` in place of hyphens in the text."""
         record = super().get_help_record(ctx)
         return None if record is None else (record[0], record[1].replace("-", UNBROKEN))
 
     def make_metavar(self, ctx: click.Context) -> str:
-        """Return the metavar."""
+        """Return the metavar; `N` for a whole number without a metavar of its own."""
         is_whole = isinstance(self.type, click.types.IntParamType)
         return "N" if self.metavar is None and is_whole else super().make_metavar(ctx)
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
-        """Return the notes in brackets after the text."""
+        """Return the notes in brackets after the text: the default in words, and no range."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         default = self.show_default if isinstance(self.show_default, str) else extra.get("default")
@@ -51,7 +51,7 @@ class WithExamples(click.Command):
         self.examples = examples
 
     def get_help(self, ctx: click.Context) -> str:
-        """Return the help."""
+        """Return the help with ordinary hyphens."""
         return super().get_help(ctx).replace(UNBROKEN, "-")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -69,7 +69,7 @@ class GroupedCommand(WithExamples):
     """Command whose help shows its options in groups.
 
     Args:
-        groups: names of parameters by the title of their group; without groups, all options have one title.
+        groups: names of parameters by the title of their group; without groups, all options are under one title.
         more: groups that only `--help-all` shows. The command has this flag if there are such groups.
     """
 

@@ -16,11 +16,11 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 MAX_FRAMES = 10_000
 """Maximum context, horizon, rollout length and state age that a command accepts (frames)."""
 OUTPUTS = {"--output", "--raw-output", "--jsonl"}
-"""Options whose paths are written, so that they need not be readable."""
+"""Options whose paths are written and therefore need not be readable."""
 
 
 class _Path(click.Path):
-    """Path that is not empty and, if it exists and is not an output path, can be read."""
+    """Path that must not be empty. An existing path must be readable, unless it is an output path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path.

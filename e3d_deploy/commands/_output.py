@@ -27,13 +27,14 @@ INTERVAL_S = 10.0
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, err: bool = False) -> None:
     """Print a table.
 
-    If a terminal is too narrow, a last column of text is folded; other tables are printed as one block of lines per
-    row. A pipe or a file gets the full width.
+    If the table does not fit on the terminal, its last column is folded, provided that the column contains text.
+    Otherwise each row is printed as a block of lines. A pipe or a file gets the full width.
 
     Args:
         columns: titles.
         rows: cells of each row.
-        left: number of columns, from the first, that are aligned to the left. The others are aligned to the right.
+        left: number of columns, from the first, that are aligned to the left. The remaining columns are aligned to the
+            right.
         err: print on stderr instead of stdout.
     """
     with randomness_kept():
@@ -151,7 +152,7 @@ def _program() -> str:
 
 
 def _word(word: object) -> str:
-    """Return a word of a command; `./` before a path that starts with a dash, so that it is not read as an option."""
+    """Return a word of a command. A path that starts with a dash gets the prefix `./`, so that it is not an option."""
     return os.path.join(".", word) if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 

@@ -14,7 +14,7 @@ def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool
     """Check, before any work, that an output path neither overwrites an input nor becomes part of one.
 
     An output path may not be inside a bundle that is read. Inside a folder of clips, it may not be a file or folder
-    that the next run would read as a clip. Symbolic and hard links to an input are found.
+    that the next run would read as a clip. Symbolic and hard links to an input are recognised.
 
     Args:
         output: output path; None checks nothing.
@@ -22,7 +22,7 @@ def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool
         holds_clips: the output is a folder of clips or pictures, whatever its name.
 
     Raises:
-        ConfigError: the output path is an input, contains one, or is inside one.
+        ConfigError: the output path is an input, contains an input, or is inside an input as described above.
     """
     if output is None:
         return
@@ -51,7 +51,8 @@ def _check_outside(output: Path, source: Path, *, holds_clips: bool) -> None:
 
 
 def _existing_readings(source: Path | str) -> list[Path]:
-    """Return the existing files and folders that a text may mean: the whole text, or a half at a comma."""
+    """Return the existing files and folders that a text may mean: the whole text, or the text on either
+    side of a comma."""
     text = str(source)
     commas = [place for place, letter in enumerate(text) if letter == ","]
     halves = [half for comma in commas for half in (text[:comma], text[comma + 1 :])]
@@ -61,7 +62,7 @@ def _existing_readings(source: Path | str) -> list[Path]:
 def _same(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:  # one of them does not exist
+    except OSError:  # one of the paths does not exist
         return os.path.realpath(one) == os.path.realpath(other)
 
 

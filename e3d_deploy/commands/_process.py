@@ -1,4 +1,4 @@
-"""Log, environment variables and signals of the process during a command; all are restored when it ends."""
+"""Log, environment variables and signals of the process during a command; all are restored when the command ends."""
 
 import _thread
 import logging
@@ -50,8 +50,8 @@ _handler = _OnStderr()
 def as_guest(*, debug: bool) -> Iterator[None]:
     """Run a command without lasting changes to the program that calls it.
 
-    While the block runs, warnings of this package appear on stderr, and with `debug` all its log messages. The root
-    logger is not changed. Environment variables that libraries set are restored at the end.
+    While the block runs, warnings of this package are printed on stderr; with `debug`, all its log messages are. The
+    root logger is not changed. Environment variables that libraries set are restored at the end.
     """
     level = logging.DEBUG if debug else logging.WARNING
     with _lock:
@@ -106,7 +106,7 @@ def randomness_kept() -> Iterator[None]:
 AGAIN_S = 0.05
 """Delay before a signal that arrived during uninterruptible code is sent again (s)."""
 AGAIN_MOST = 20
-"""Maximum number of waits of `AGAIN_S` for such signals at the end of a command."""
+"""Maximum number of waits of `AGAIN_S`, at the end of a command, for signals that have not been sent again yet."""
 _put_off: list[int] = []
 """Numbers of the signals that wait to be sent again."""
 
@@ -189,7 +189,7 @@ def terminable() -> Iterator[None]:
         try:
             yield
         finally:
-            for _ in range(AGAIN_MOST):  # a signal after the command would kill the program
+            for _ in range(AGAIN_MOST):  # a signal after the command would end the calling program
                 if not _put_off:
                     break
                 time.sleep(AGAIN_S)
@@ -221,7 +221,8 @@ class Stop:
     """Request to end a loop after the current item.
 
     The first signal sets the request, and the second one ends the loop at once. The signals are SIGINT (Ctrl-C),
-    SIGTERM and SIGHUP. A KeyboardInterrupt could occur at any bytecode and would lose the results so far.
+    SIGTERM and SIGHUP. An immediate KeyboardInterrupt could occur at any bytecode, and the results so far would be
+    lost.
     """
 
     def __init__(self) -> None:
@@ -261,7 +262,7 @@ class Stop:
         again, self.number, self._received_s = self.number is not None, number, now_s
         if again or self._at_once:
             _interrupt(number, None)
-        with suppress(RuntimeError):  # the signal arrived while something else was printed
+        with suppress(RuntimeError):  # the signal interrupted another call that prints
             click.echo(
                 f"{signal.Signals(number).name}: stopping after the current item; interrupt again to stop now", err=True
             )

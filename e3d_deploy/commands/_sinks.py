@@ -108,11 +108,11 @@ class Sinks:
     """Opened outputs of one source."""
 
     puts: "list[AbstractContextManager[Put]]"
-    """Functions that write one picture and its forecasts, each in its context manager."""
+    """Context managers, one per output. Each yields a function that writes one picture and its forecasts."""
     video: Path | None
-    """Final path of the video."""
+    """Path of the complete video; None if no video is written."""
     push: "Push | None"
-    """Encoder that sends the video to a peer."""
+    """Encoder that sends the video to a peer; None without --push."""
     shared: "Sequence[Output]"
     """Outputs that all sources write to."""
 
@@ -148,7 +148,8 @@ def open_sinks(
             one = _with_video(one, outputs, None if folder is None else folder / name, form, rate)
         if outputs.push:
             one = _with_push(one, outputs, outputs.push[number], form, rate, stack)
-        # If the reader of an output closes its pipe, the source ends. The video comes first, to get that picture too.
+        # If the reader of an output closes its pipe, the source ends. The video is written first, so that it
+        # contains this picture too.
         found.append(replace(one, puts=[*one.puts, *puts]))
     return found
 
@@ -172,7 +173,7 @@ def _with_video(one: Sinks, outputs: Outputs, place: Path | None, form: "Form", 
 
 
 def _with_push(one: Sinks, outputs: Outputs, url: str, form: "Form", rate: float, stack: ExitStack) -> Sinks:
-    """Add pushing of the video of a source to an address."""
+    """Add an encoder that sends the video of a source to an address."""
     from e3d_deploy.live.push import Push, pushing
 
     H, W = form.image_size

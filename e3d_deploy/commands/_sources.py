@@ -30,7 +30,7 @@ def check_options(addresses: "Sequence[Address]") -> None:
     if kinds.count("stdin") > 1:
         raise click.UsageError("SOURCE: got - more than once, and there is only one stdin; give it once")
     if is_given("raw") and "stdin" not in kinds:
-        raise click.UsageError("--raw applies only to raw frames on stdin; leave it out, or give - as a SOURCE")
+        raise click.UsageError("--raw applies only to raw pictures on stdin; leave it out, or give - as a SOURCE")
     if is_given("realtime") and not {"file", "network"} & set(kinds):
         raise click.UsageError(
             "--realtime applies only to files and addresses, and no SOURCE is a file or address; leave it out"
@@ -76,7 +76,7 @@ def open_feeds(
     """Open the sources; the stack closes them.
 
     Returns:
-        The sources by unique labels.
+        The sources by label; repeated names get a number, so that labels are unique.
 
     Raises:
         E3DError: a source cannot be opened.

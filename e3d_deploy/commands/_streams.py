@@ -34,7 +34,8 @@ READABLE, EXACT = "e3d_deploy.readable", "e3d_deploy.exact"
 
 `READABLE` writes a replacement or an escape. `EXACT` also keeps the bytes of file names that are not text."""
 LENIENT = ("strict", "surrogateescape", "backslashreplace")
-"""Error handlers that Python chooses by default. Another one was set by the user in PYTHONIOENCODING and is kept."""
+"""Error handlers that Python chooses by default. Any other handler was set by the user in PYTHONIOENCODING and is
+kept."""
 
 _lock = threading.Lock()
 
@@ -72,9 +73,9 @@ class Output(LastingStream):
 def lasting() -> Iterator[Output]:
     """Yield standard output; while the block runs, printing on stdout and stderr raises no errors.
 
-    A closed stream is replaced by the null device. Otherwise the next opened file would get its descriptor, and text
-    that a library prints would go into that file. Blocks in several threads share both streams; the last one restores
-    them.
+    A closed stream is replaced by the null device. Without this, the next file that is opened would get the descriptor
+    of the closed stream, and text that a library prints would go into that file. Blocks in several threads share both
+    streams; the last block restores the streams.
     """
     with ExitStack() as stack:
         with _lock:
@@ -88,7 +89,7 @@ def lasting() -> Iterator[Output]:
 
 
 def _share(name: str, errors: str) -> Output:
-    """Return the shared standard stream; the first command replaces the stream of the program by it."""
+    """Return the shared standard stream; the first command replaces the program's stream by the shared one."""
     before = getattr(sys, name)
     if isinstance(before, Output) and before.users:
         before.users += 1
@@ -102,7 +103,7 @@ def _share(name: str, errors: str) -> Output:
 
 
 def _leave(out: Output) -> None:
-    """Flush a shared stream; the last command restores the stream of the program."""
+    """Flush a shared stream; the last command restores the program's stream."""
     out.flush()
     with _lock:
         out.users -= 1

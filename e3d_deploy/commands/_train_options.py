@@ -61,13 +61,13 @@ MORE_GROUPS = {
 def setting(
     field: str, text: str, *, flag: str = "", most: int | None = None, default_text: str | None = None
 ) -> Callable[[Any], Any]:
-    """Return an option for a field of TrainConfig whose default is the value of the recipe.
+    """Return an option for a field of TrainConfig. If the option is not given, the recipe decides the value.
 
     Args:
         field: name of the field.
         text: help of the option.
         flag: name of the option, if it differs from the field.
-        most: largest value that the option accepts.
+        most: maximum value that the option accepts.
         default_text: default in words, for a field whose default is None.
     """
     default = next(one.default for one in dataclasses.fields(TrainConfig) if one.name == field)
@@ -119,7 +119,7 @@ OPTIONS = (
     option(
         "--resume-or-new",
         is_flag=True,
-        help="Resume the run of these options, or start it in the first free folder: NAME, NAME-2 and so on.",
+        help="Resume the run with these options, or start a new run in the first free folder: NAME, NAME-2 and so on.",
     ),
     option("--recipe", type=click.Choice(list(RECIPES)), default=DEFAULTS["recipe"], help="Set of training settings."),
     option(
@@ -151,8 +151,8 @@ OPTIONS = (
     setting("loss", "Reduction of the loss: mean, or sum over the batch."),
     setting("l1_weight", "Weight of the absolute differences in the loss."),
     setting("optimizer", "Optimizer."),
-    setting("beta1", "Decay of the mean gradient per step."),
-    setting("beta2", "Decay of the mean squared gradient per step."),
+    setting("beta1", "Decay of the mean gradient per optimizer step."),
+    setting("beta2", "Decay of the mean squared gradient per optimizer step."),
     setting("weight_decay", "Weight decay (adamw and muon only)."),
     setting("learning_rate", "Peak learning rate."),
     setting("schedule", "Learning rate schedule."),
@@ -162,47 +162,50 @@ OPTIONS = (
     ),
     setting("warmup_steps", "Warm-up steps (cosine only)."),
     setting("sampling", "Scheduled sampling method."),
-    setting("sampling_start", "Probability of a true frame at step 0 (scheduled only)."),
+    setting("sampling_start", "Probability of a true frame at optimizer step 0 (scheduled only)."),
     setting(
         "sampling_decrease",
-        "Decrease per step of the probability of a true frame (scheduled only).",
+        "Decrease of the probability of a true frame per optimizer step (scheduled only).",
         default_text="reaches 0 at --sampling-stop-step",
     ),
     setting(
         "sampling_stop_step",
-        "First step at which the network sees no true frame after the context.",
+        "First optimizer step at which the network sees no true frame after the context.",
         default_text="half of --steps",
     ),
     setting(
         "sampling_hold_steps",
-        "Steps before the probabilities of true frames change (reverse only).",
+        "Optimizer steps before the probabilities of true frames change (reverse only).",
         default_text="half of --sampling-stop-step",
     ),
-    setting("sampling_decay_steps", "Time constant of the change within the context (steps, reverse only)."),
-    setting("reverse_input", "Follow each step by a second one on the same clips in reverse order."),
-    setting("ema_decay", "Decay of the moving average of the weights per step."),
+    setting("sampling_decay_steps", "Time constant of the change within the context (optimizer steps, reverse only)."),
+    setting("reverse_input", "After each optimizer step, make a second one on the same clips in reverse order."),
+    setting("ema_decay", "Decay of the moving average of the weights per optimizer step."),
     setting("ema_warmup", "Start the moving average with a smaller decay."),
     setting("average", "Validate and save the moving average of the weights."),
-    setting("gradient_clip", "Largest norm of the gradients; 0 disables clipping."),
-    setting("precision", "Precision; auto: bf16 if the GPU has it."),
+    setting("gradient_clip", "Maximum norm of the gradients; 0 disables clipping."),
+    setting("precision", "Precision; auto: bf16 if the GPU supports it."),
     setting("recompute", "Save memory by recomputing activations."),
     setting("compile", "Compile the cells with torch.compile."),
     setting("cuda_graph", "Replay each training pass as a CUDA graph (one GPU, no --accumulate)."),
-    setting("validate_every", "Steps between validations."),
+    setting("validate_every", "Optimizer steps between validations."),
     setting("validation_clips", "Clips per validation; 0 uses all."),
-    setting("save_every", "Steps between saved states."),
-    setting("log_every", "Steps between lines of the log."),
+    setting("save_every", "Optimizer steps between saved states."),
+    setting("log_every", "Optimizer steps between lines of the log."),
     setting("burn_in", "Maximum burn-in frames before the context; 0 disables burn-in."),
     setting(
         "burn_in_steps",
-        "Number of last steps with burn-in; requires a --burn-in above 0.",
+        "Number of last optimizer steps with burn-in; requires a --burn-in above 0.",
         default_text="a tenth of --steps",
     ),
-    setting("fit", "Way to fit pictures of another aspect ratio."),
+    setting("fit", "Way to fit pictures of a different aspect ratio."),
     LAYOUT,
     setting("seed", "Seed of weights, data, sampling and burn-in."),
     option(
-        "--devices", type=click.IntRange(min=1), help="Processes, one per device.", show_default="1, or as torchrun set"
+        "--devices",
+        type=click.IntRange(min=1),
+        help="Processes, one per device.",
+        show_default="1, or the number set by torchrun",
     ),
     option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together."),
     option(
@@ -221,7 +224,7 @@ OPTIONS = (
         "--decay/--no-decay",
         "measure_decay",
         default=True,
-        help="Measure the decay of the state at the end (about 5 % of the run).",
+        help="Measure the decay of the state at the end (takes about 5 % of the run).",
     ),
     option("--parts", type=PATH, help="Folder for float16 weights in files of at most 16 MiB."),
     option(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FPS, TOLERANCE = 30.0, 0.1
-"""Defaults of --fps and --tolerance, applied in the body, which has to know if the options were given."""
+"""Defaults of --fps and --tolerance. The command applies the defaults, so that it knows which options were given."""
 GROUPS = {
     "Work": ("backends", "what", "renewal", "streams", "latency_goal", "fps"),
     "Measurement": ("threads", "seconds", "repeats", "memory"),
@@ -39,7 +39,7 @@ EXAMPLES = (
     default="torch,onnxruntime",
     callback=names,
     metavar="NAMES",
-    help="Backends to time. Ratios are relative to the first.",
+    help="Backends to time. Ratios are relative to the first backend.",
 )
 @option(
     "--what",
@@ -52,7 +52,7 @@ EXAMPLES = (
     "--renewal",
     metavar="RULE",
     help="Renewal of old states: none, refresh:M or replay; requires --what stream, --streams or --latency-goal.",
-    show_default="that of the model",
+    show_default="the renewal of the model",
 )
 @THREADS
 @option(
@@ -62,12 +62,12 @@ EXAMPLES = (
     metavar="S",
     help="Duration of one timed block (seconds).",
 )
-@option("--repeats", type=Count(1000, least=5), default=5, help="Timed blocks of each backend.")
+@option("--repeats", type=Count(1000, least=5), default=5, help="Number of timed blocks of each backend.")
 @option(
     "--streams",
     callback=counts(1024),
     metavar="N,N,…",
-    help="Numbers of streams, such as 1,2,4: time a round of each number.",
+    help="Time a round for each of these numbers of streams, such as 1,2,4.",
 )
 @option(
     "--latency-goal",
@@ -157,10 +157,10 @@ def benchmark(
     if result.baseline is not None:
         baseline_remarks(result.baseline)
         if result.baseline.comparable and not result.baseline.rows:
-            warn("no verdict: the baseline and this run have no row in common")
+            warn("no verdict: the baseline and this run have no measurement in common")
         elif result.baseline.comparable:
             slower = regressions(result.baseline)
-            verdict(not slower, "; ".join(slower) or "no row is slower than the tolerance allows")
+            verdict(not slower, "; ".join(slower) or "no measurement is slower than the tolerance allows")
 
 
 def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":

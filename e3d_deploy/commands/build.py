@@ -14,7 +14,7 @@ from e3d_deploy.config import HardwareCompatibility
 
 
 def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Parse batch sizes: `8` is (8, 8, 8); `1,8,16` is the smallest, usual and largest one."""
+    """Parse batch sizes: `8` gives (8, 8, 8); `1,8,16` gives the smallest, usual and largest batch size."""
     try:
         parts = [[int(part) for part in text.split(",")] for text in texts]
     except ValueError as error:
@@ -39,7 +39,7 @@ EXAMPLES = (
     "--target",
     type=TARGETS,
     help="TensorRT library to build for.",
-    show_default="the installed one",
+    show_default="the installed library",
 )
 @option(
     "--graphs",
@@ -81,7 +81,7 @@ EXAMPLES = (
     "--hardware-compatibility",
     type=click.Choice(get_args(HardwareCompatibility)),
     default="none",
-    help="Other GPUs that can run the engine (tensorrt only).",
+    help="Additional GPUs that can run the engine (tensorrt only).",
 )
 @option("--version-compatible", is_flag=True, help="Allow later TensorRT versions to run the engine (tensorrt only).")
 @option("--refit", "refittable", is_flag=True, help="Allow `e3d refit` to replace the weights of the engine.")
@@ -140,7 +140,7 @@ def build(
     except OSError as error:
         if cache_folder is not None:
             raise
-        click.echo(f"the engines are not cached: {error.filename}: {error.strerror}", err=True)
+        click.echo(f"the engine cache is not used: {error.filename}: {error.strerror}", err=True)
     opened = open_bundle(bundle)
     graphs = check_graphs(opened, graphs)
     click.echo(cost(opened, graphs, target), err=True)

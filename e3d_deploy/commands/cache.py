@@ -1,4 +1,4 @@
-"""`e3d cache`: lists, removes and verifies the engines in the engine cache."""
+"""`e3d cache`: lists, removes and checks the engines in the engine cache."""
 
 import shlex
 from pathlib import Path
@@ -24,14 +24,14 @@ CACHE = option(
 
 @click.group(cls=ExampleGroup, examples=("e3d cache ls", "e3d cache rm 4f1d2a9c03be"))
 def cache() -> None:
-    """List, remove and verify the engines that `e3d build` caches."""
+    """List, remove and check the engines that `e3d build` caches."""
 
 
 @cache.command("ls", cls=GroupedCommand, examples=("e3d cache ls", "e3d cache ls --cache engines --json"))
 @CACHE
 @json_option()
 def cache_ls(cache_folder: str | None, json_: bool) -> None:
-    """List the cached engines, the most recently used one last."""
+    """List the cached engines, from least to most recently used."""
     opened = open_existing(cache_folder)
     entries = opened.entries()
     damaged = sorted(set(opened.keys()) - {one.key for one in entries})
@@ -48,7 +48,7 @@ def cache_ls(cache_folder: str | None, json_: bool) -> None:
         as_json({"folder": str(opened.folder), "entries": rows, "damaged": damaged})
         return
     table(
-        ["key", "graph", "weights", "builder", "runs on", "precision", "profile", "size", "last use"],
+        ["key", "graph", "weights", "builder", "compute capability", "precision", "profile", "size", "last use"],
         [(key[:12], "damaged", *[""] * 7) for key in damaged]
         + [
             (
@@ -80,8 +80,10 @@ def cache_rm(keys: tuple[str, ...], all_: bool, cache_folder: str | None) -> Non
     """
     from e3d_deploy.errors import ConfigError
 
-    if bool(keys) == all_:
-        raise ConfigError("KEY: got keys and --all, or neither; give keys or --all")
+    if keys and all_:
+        raise ConfigError("KEY: got keys and --all, expected only one of them; leave the keys or --all out")
+    if not keys and not all_:
+        raise ConfigError("KEY: got no key, expected at least one; give the keys of engines, or --all")
     opened = open_existing(cache_folder)
     for key in opened.keys() if all_ else [opened.matching(prefix) for prefix in keys]:
         opened.remove(key)
@@ -103,7 +105,7 @@ def cache_verify(cache_folder: str | None) -> None:
     for key, problem in damaged.items():
         click.echo(f"{key[:12]}: {problem}")
     if not opened.keys():
-        warn(f"no verdict: {opened.folder} has no engines")
+        warn(f"nothing to check: {opened.folder} has no engines")
         return
     text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
     where = ["--cache", cache_folder] if cache_folder else []
@@ -112,7 +114,11 @@ def cache_verify(cache_folder: str | None) -> None:
 
 
 def open_existing(folder: str | None) -> "EngineCache":
-    """Open an existing engine cache."""
+    """Open an engine cache, by default that of the user; never create its folder.
+
+    Raises:
+        ConfigError: the folder does not exist, or other users can write to it.
+    """
     from e3d_deploy.export.engines.cache import EngineCache
     from e3d_deploy.files import cache_folder
 

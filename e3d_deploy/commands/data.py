@@ -39,7 +39,10 @@ def data() -> None:
 @option("--image-size", default="64x64", callback=numbers, metavar="HxW", help="Frame height x width (pixels).")
 @option("--channels", type=Count(1024), default=1, help="Channels of a frame: 1 gray, 3 RGB.")
 @option(
-    "--fit", type=click.Choice(get_args(Fit)), default="stretch", help="Way to fit pictures of another aspect ratio."
+    "--fit",
+    type=click.Choice(get_args(Fit)),
+    default="stretch",
+    help="Way to fit pictures of a different aspect ratio.",
 )
 @option("--length", type=Count(MAX_FRAMES), default=20, help="Context and horizon of a training clip (frames).")
 @option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Split to inspect.")
@@ -89,11 +92,11 @@ def inspect_data(
         click.echo(picture, err=json_)
     train = found.splits["train"]
     if isinstance(train, look.SplitError):
-        click.echo("training is not possible: the train split has the error above; repair it first", err=True)
+        click.echo("training is not possible: the train split has the error above; repair its data first", err=True)
         return
     if isinstance(found.splits["valid"], look.SplitError):
         click.echo(
-            "training is not possible: the valid split has the error above; repair it, or give --valid-data to "
+            "training is not possible: the valid split has the error above; repair its data, or give --valid-data to "
             "`e3d train`",
             err=True,
         )
@@ -117,10 +120,10 @@ def suggest_training(source: str, form: "Form", *, length: int, spare: float, sk
 
     if fitting_patch(form.image_size, at_most=1) is None:
         click.echo("no patch size suits frames of this size, because their sides have no suitable common divisor; try "
-                   "another, such as --image-size 64x64", err=True)  # fmt: skip
+                   "another size, such as --image-size 64x64", err=True)  # fmt: skip
         return
     context_length, horizon = length - length // 2, length // 2
-    # The options are left out for 20 frames, the default, and for 1, which cannot be split into context and horizon.
+    # The options are omitted for 20 frames, the default, and for 1 frame, which cannot be split in two.
     window = () if length in (1, 20) else ("--context", context_length, "--horizon", horizon)
     sizes = size_arguments("tiny", form.image_size)
     if horizon and timed and is_importable("torch"):
@@ -165,9 +168,17 @@ def show_data(found: "DataContents") -> None:
         ],
     )
     click.echo()
-    columns = ["split", "clips", f"windows of {found.length}", "shortest clip", "median", "longest", "held out"]
+    columns = [
+        "split",
+        "clips",
+        f"windows of {found.length}",
+        "shortest clip",
+        "median clip",
+        "longest clip",
+        "held out",
+    ]
     table(
-        [*columns, "skipped", "short"],
+        [*columns, "skipped files", "short clips"],
         [
             (
                 name,

@@ -48,7 +48,7 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
     if "choice" in found:
         click.echo()
         table(
-            ["backend", "ms per step", "why"],
+            ["backend", "ms per step", "reason"],
             [
                 (one["backend"], "–" if one["step_ms"] is None else f"{one['step_ms']:.2f}", one["reason"])
                 for one in found["choice"]["tried"]

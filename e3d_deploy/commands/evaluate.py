@@ -83,7 +83,7 @@ EXAMPLES = (
     help="Number of clips to write as pictures; requires --output.",
 )
 @option("--lpips", "lpips_weights", type=PATH, help="File of LPIPS weights; also measures LPIPS.")
-@option("--streaming", is_flag=True, help="Measure the error by the age of a stream's state.")
+@option("--streaming", is_flag=True, help="Measure the error as a function of the age of a stream's state.")
 @option(
     "--ages",
     callback=counts(MAX_FRAMES),

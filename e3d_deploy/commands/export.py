@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from e3d_deploy.bundle.manifest import Tried
 
 MAX_STREAMS = 4096
-"""Maximum fixed batch size. PyTorch records a rollout of the whole batch, and larger values are likely typos."""
+"""Maximum fixed batch size. Export runs a rollout of the whole batch in PyTorch, which needs memory for each stream."""
 
 
 def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
@@ -69,19 +69,21 @@ EXAMPLES = (
     "--precision",
     type=click.Choice([*POLICIES, "auto"]),
     default="fp32",
-    help="Data type of convolutions and matrix products; auto chooses the cheapest one within its budget.",
+    help="Data type of convolutions and matrix products; auto chooses the cheapest data type whose loss of "
+    "quality is within the budget.",
 )
 @option(
     "--budget",
     metavar="NAME=NUMBER,…",
-    help="Allowed loss of quality against PyTorch: dssim, dpsnr (dB) or difference (of predictions).",
-    show_default="that of the precision",
+    help="Allowed loss of quality compared with PyTorch: dssim (loss of SSIM), dpsnr (loss of PSNR, dB) or difference "
+    "(largest difference of predictions).",
+    show_default="the budget of the chosen precision",
 )
 @option("--exclude", multiple=True, metavar="LAYER", help="Layer to keep in float32; repeatable.")
 @option(
     "--backend",
     type=click.Choice(export_backends()),
-    help="Backend that must run the bundle; own graphs are written only for it.",
+    help="Backend that must run the bundle; backend-specific graphs for other backends are not written.",
     show_default="all backends",
 )
 @option("--calibration", type=PATH, help="Clips for the calibration and for measuring the drift.")
@@ -118,9 +120,9 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     if tried := bundle.manifest.precision.tried:
         show_policies(tried, bundle.precision)
     table(
-        ["graph", "backends", "nodes", "opset", "precision", "set by"],
+        ["graph", "backends", "nodes", "opset", "precision", "precision set by"],
         [
-            (one.file, ", ".join(one.backends or ("all others",)), one.nodes, one.opset, one.precision, one.by)
+            (one.file, ", ".join(one.backends or ("all other backends",)), one.nodes, one.opset, one.precision, one.by)
             for one in bundle.manifest.graphs
         ],
         left=2,
@@ -132,7 +134,7 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
 
 
 def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
-    """Print the precisions that were tried, from cheapest to most expensive, with their loss of quality."""
+    """Print the precision policies that were tried, from cheapest to most expensive, with their loss of quality."""
     forms = {"difference": ".1e", "dssim": "+.1e", "dpsnr": "+.3f"}
 
     def drift(one: "Tried") -> list[str]:
@@ -140,7 +142,16 @@ def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
         return ["not finite" if value is None else format(value, forms[name]) for name, value in found.items()]
 
     table(
-        ["precision", "graph and weights", "time per step", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
+        [
+            "precision",
+            "graph and weights",
+            "time per step",
+            "max |Δ|",
+            "SSIM lost",
+            "PSNR lost, dB",
+            "layers kept in float32",
+            "",
+        ],
         [
             (
                 one.policy,
@@ -153,4 +164,8 @@ def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
             for one in tried
         ],
     )
-    click.echo("losses: the worst clip over a whole rollout; time per step: the step graph on ONNX Runtime", err=True)
+    click.echo(
+        "each loss is that of the worst clip over a whole rollout; each time per step is that of the step graph on "
+        "ONNX Runtime",
+        err=True,
+    )

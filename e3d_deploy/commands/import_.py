@@ -70,7 +70,7 @@ EXAMPLES = (
     "--stride",
     type=Count(1024),
     help="Stride of the convolutions (openstl only).",
-    show_default="that of the checkpoint, or 1",
+    show_default="as in the checkpoint, or 1",
 )
 @option(
     "--history-length",
@@ -83,19 +83,19 @@ EXAMPLES = (
     "context_length",
     type=Count(MAX_FRAMES),
     help="Context in training (frames).",
-    show_default="that of the checkpoint",
+    show_default="as in the checkpoint",
 )
 @option(
     "--horizon",
     type=Count(MAX_FRAMES),
     help="Horizon in training (frames).",
-    show_default="that of the checkpoint",
+    show_default="as in the checkpoint",
 )
 @option("--fps", type=Finite(min=0, min_open=True), metavar="FPS", help="Frames per second of the training clips.")
 @option(
     "--fit",
     type=click.Choice(get_args(Fit)),
-    help="Way in which training pictures of another aspect ratio were fitted.",
+    help="Way in which training pictures of a different aspect ratio were fitted.",
     show_default="stretch",
 )
 @option(

@@ -30,10 +30,7 @@ LABELS = {
     "unknown_nodes": "nodes of unknown shape",
 }
 """Labels in the tables for JSON keys that need an explanation."""
-YOUNG_RING = (
-    "empty slots are masked with minus infinity, which is slow with ONNX Runtime on some processors; export the model "
-    "again"
-)
+YOUNG_RING = "masked with minus infinity, which is slow with ONNX Runtime on some processors; export the model again"
 ONE_BY_ONE = "stepped one after another; export with `--batch any` to step them together"
 
 
@@ -79,14 +76,14 @@ def sections(path: Path, found: "BundleContents | ModelContents") -> dict[str, A
 
 
 def bundle_rows(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rows of the section `bundle`, with remarks on streams and on the ring if they apply."""
+    """Return the rows of the section `bundle`, with a remark if streams are stepped singly or empty slots are slow."""
     rows = dict(bundle)
     history, producer, slow = rows.pop("history"), rows.pop("producer"), rows.pop("slow_young_ring")
     state_bytes = rows.pop("state_bytes_per_stream")
     if rows["batch"] == 1:
         rows["many streams"] = ONE_BY_ONE
     if slow:
-        rows["young ring"] = YOUNG_RING
+        rows["ring with empty slots"] = YOUNG_RING
     rows["history"] = f"exact for {history['exact_for_steps']} steps, then {history['then']}"
     rows |= {f"version of {name}": version for name, version in producer.items()}
     return {**rows, "state_bytes_per_stream": state_bytes}

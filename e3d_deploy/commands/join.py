@@ -39,5 +39,5 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     click.echo(output)
     click.echo(f"step {joined.step}, {megabytes(len(joined.content))}", err=True)
     for remark in joined.left_out:
-        click.echo(f"left out: {remark}", err=True)
+        click.echo(f"skipped: {remark}", err=True)
     next_command("export", output, "-o", f"{output.stem}.e3d")

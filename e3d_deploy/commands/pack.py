@@ -38,7 +38,7 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
     click.echo(f"{megabytes(output.stat().st_size)}, SHA-256 {sha256(output)}", err=True)
     if opened.manifest.engines and not engines:
         left = ", ".join(opened.manifest.engines)
-        click.echo(f"left out: the engines {left}; run `e3d build` on the device to build them", err=True)
+        click.echo(f"omitted: the engines {left}; run `e3d build` on the device to build them", err=True)
     elif engines and not opened.manifest.engines:
         click.echo(f"--with-engines: {bundle} has no engines; run `e3d build` to build them", err=True)
     next_command("unpack", output, "-o", f"{output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")

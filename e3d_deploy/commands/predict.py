@@ -131,7 +131,7 @@ def predict(
 
 
 def long_enough(path: Path, clips: "Clips", start: int, begin: int, selection: "Selection") -> "Clips":
-    """Return the clips that are long enough for the context; log the others.
+    """Return the clips that are long enough for the context; log the names of the shorter clips.
 
     Args:
         path: input as the user gave it, for the log.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @BUNDLE
 @PROFILED
 @THREADS
-@option("--steps", type=Count(MAX_FRAMES), default=20, help="Number of steps to time, with a full history.")
-@option("--top", type=click.IntRange(min=1), default=10, help="Maximum rows of each table.")
+@option("--steps", type=Count(MAX_FRAMES), default=20, help="Number of timed steps, with a full history.")
+@option("--top", type=click.IntRange(min=1), default=10, help="Maximum number of rows in each table.")
 @option("--roofline/--no-roofline", default=True, help="Compare with the measured peak of this machine.")
 @json_option("Print all nodes and types and the environment as JSON.")
 def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: int, roofline: bool, json_: bool) -> None:
@@ -45,7 +45,7 @@ def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: in
 
 
 def show(title: str, rows: Sequence[tuple[str, "Part"]], top: int) -> None:
-    """Print the slowest rows, and the sum of the others."""
+    """Print the slowest nodes or types, and the sum of the remaining ones."""
     shown = [
         (
             _short(name),

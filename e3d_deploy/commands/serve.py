@@ -26,9 +26,9 @@ EXAMPLES = (
     "--host",
     default="127.0.0.1",
     metavar="ADDRESS",
-    help="Address to listen on; one that other machines can reach requires a token.",
+    help="Address to listen on; an address that other machines can reach requires a token.",
 )
-@option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 chooses a free one.")
+@option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 chooses a free port.")
 @option(
     "--source",
     "sources",
@@ -40,12 +40,13 @@ EXAMPLES = (
     "--horizon",
     type=Count(MAX_FRAMES),
     help="Maximum horizon that viewers may choose (frames).",
-    show_default="that of the bundle",
+    show_default="the horizon of the bundle",
 )
 @option(
     "--renewal",
     metavar="RULE",
-    help="Renewal of old states: none, refresh:M or replay.",
+    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (of the last frames "
+    "for each forecast).",
     show_default="chosen by the measured decay",
 )
 @BACKEND

@@ -1,4 +1,4 @@
-"""`e3d stream`: forecasts videos and cameras while they play."""
+"""`e3d stream`: forecasts the next frames of videos and cameras as their pictures arrive."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -56,7 +56,9 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE_OR_MODEL
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=Source())
-@option("--raw", metavar="HxWxC", callback=shape, help="Shape of the raw uint8 frames on stdin; requires the source -.")
+@option(
+    "--raw", metavar="HxWxC", callback=shape, help="Shape of the raw uint8 pictures on stdin; requires the source -."
+)
 @option("--realtime", is_flag=True, help="Play files at their own rate.")
 @EVERY
 @RESAMPLE
@@ -92,7 +94,8 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
 @option(
     "--renewal",
     metavar="RULE",
-    help="Renewal of old states: none, refresh:M or replay.",
+    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (of the last frames "
+    "for each forecast).",
     show_default="chosen by the measured decay",
 )
 @option("--reset-on", type=click.Choice(["cut"]), help="Reset the state when the scene changes.")
@@ -102,15 +105,18 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
     "-o",
     "--output",
     type=PATH,
-    help="Video of each picture next to its forecast: .mp4, .gif, .npz or a folder; several sources require a folder.",
+    help="Video of each picture beside its earlier forecast: .mp4, .gif, .npz or a folder; several sources require a "
+    "folder.",
 )
 @option(
     "--push",
     metavar="URL",
     multiple=True,
-    help="Address to send this video to as H.264; give one for each source.",
+    help="Address to which the video of pictures and forecasts is sent as H.264; give one address for each source.",
 )
-@option("--raw-output", type=PATH, metavar="PATH|-", help="Last frame of each forecast as raw uint8 [H, W, C].")
+@option(
+    "--raw-output", type=PATH, metavar="PATH|-", help="Last frame of each forecast as a raw picture, uint8 [H, W, C]."
+)
 @option("--jsonl", type=PATH, metavar="PATH|-", help="One line of JSON for each picture.")
 @option("--zoom", type=click.IntRange(min=1), default=4, help="Enlargement of the video.")
 @json_option("Print the summary as JSON.")
@@ -137,10 +143,11 @@ def stream(
     zoom: int,
     json_: bool,
 ) -> None:
-    """Forecast videos and cameras while they play.
+    """Forecast the next frames of videos and cameras.
 
-    After each picture, the next HORIZON frames are predicted. SOURCE is a video, a folder of pictures, a camera
-    (/dev/video0), an address (rtsp:// or http://), or - for raw frames on stdin. Several sources play at the same time.
+    After each picture that arrives, the next HORIZON frames are predicted. SOURCE is a video, a folder of pictures, a
+    camera (/dev/video0), an address (rtsp:// or http://), or - for raw pictures on stdin. Several sources are forecast
+    at the same time.
     """
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.live.address import parse_address
@@ -172,7 +179,7 @@ def stream(
         follow(workers, sinks, stop)
         failures = failures_of(workers, sinks)
         if not any(worker.statistics.has_begun for worker in workers):
-            raise_first(failures)  # otherwise an empty output folder would be left
+            raise_first(failures)  # raised inside the stack, so that the empty output folder is removed
     summary = summarise(workers, [(one.video, one.push) for one in sinks], predictor.backend.name)
     tell(summary, outputs, json=json_)
     raise_first(failures)
@@ -191,13 +198,13 @@ def follow(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks], stop: Stop
 
 
 def failures_of(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks]) -> list[Exception]:
-    """Return the errors of sources and peers. A reader that closed its pipe is not an error."""
+    """Return the errors of sources and peers. A closed pipe at an output is not an error."""
     errors = [*(worker.error for worker in workers), *(one.push.lost for one in sinks if one.push)]
     return [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
 
 
 def tell(summary: "Summary", outputs: Outputs, *, json: bool) -> None:
-    """Print the path of the videos and the summary."""
+    """Print the path of the videos, then the summary."""
     if any(one.output is not None for one in summary.sources):
         click.echo(outputs.video, err=json or outputs.take_stdout)
     if json:

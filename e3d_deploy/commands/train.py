@@ -64,7 +64,7 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
 
     given = {name: value for name, value in click.get_current_context().params.items() if is_given(name)}
     model_config, config, call = _resumed(output, given) if resume else _new(given)
-    sources = [name for name, _ in call["data"] if name != MOVING_MNIST]  # never a path
+    sources = [name for name, _ in call["data"] if name != MOVING_MNIST]  # generated, so it has no path
     read = [*sources, call["valid"], call["digits"], call["initial"]]
     for folder in (output, call["machine"].parts):
         check_apart(folder, *read)
@@ -108,7 +108,7 @@ PART_OF = {
     "sampling_hold_steps": ("sampling", ("reverse",)),
     "sampling_decay_steps": ("sampling", ("reverse",)),
 }
-"""Settings that apply only with certain values of another setting: that setting and these values."""
+"""Settings that apply only if a second setting has certain values: the name of the second setting, and these values."""
 
 
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:

@@ -52,10 +52,10 @@ EXAMPLES = (
 @option(
     "--steps",
     type=Count(MAX_FRAMES),
-    help="Number of steps to compare, to show the drift beyond the rollout; requires PyTorch.",
+    help="Number of steps to compare; more steps than the rollout has show how the difference grows. Requires PyTorch.",
 )
 @THREADS
-@option("--picture", type=PATH, help="PNG file for a plot of the drift.")
+@option("--picture", type=PATH, help="PNG file for a plot of the difference at each step.")
 @json_option("Print the report as JSON.")
 def verify(
     bundle: Path,
@@ -158,7 +158,7 @@ def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice
 
 
 def products(counts: Mapping[str, int]) -> str:
-    """Format counts of operations by precision, the largest first: `21 in bf16, 4 in fp32`."""
+    """Format counts of operations by precision, from largest to smallest: `21 in bf16, 4 in fp32`."""
     ordered = sorted(counts.items(), key=lambda one: -one[1])
     return ", ".join(f"{count} in {policy}" for policy, count in ordered)
 
@@ -196,7 +196,7 @@ def show_findings(findings: Sequence["Finding"]) -> None:
     """Print the first errors in the step graph as a table."""
     if findings:
         table(
-            ["first node", "layer", "cause", "step", "error", "largest", "export with"],
+            ["first node", "layer", "cause", "step", "relative error", "largest value", "export with"],
             [
                 (one.node, one.layer, one.cause, one.step, f"{one.error:.1e}", f"{one.largest:.1e}", one.advice)
                 for one in findings

@@ -905,7 +905,7 @@ def test_inspect_suggests_no_training_that_cannot_begin(tmp_path: Path, bad: str
     size = ("--image-size", "16x24", "--length", 20)
     result = inspect(tmp_path, *size, "--split", other, "--json")
     assert "error" in json.loads(result.stdout)["splits"][bad]
-    assert f"training is not possible: the {bad} split has the error above; repair it" in result.stderr
+    assert f"training is not possible: the {bad} split has the error above; repair its data" in result.stderr
     assert "next: e3d train" not in result.stderr
 
 

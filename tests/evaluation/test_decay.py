@@ -353,7 +353,7 @@ def test_command_shows_draws_and_records(name: str, exported: Path, film: Path, 
     report = json.loads((output / "report.json").read_text())
     for line in ("age of the state", "copying the last frame", "refresh:2", report["verdict"], str(output)):
         assert line in result.stdout
-    assert "left out: ages 99" in result.stderr
+    assert "skipped: ages 99" in result.stderr
     assert "14 windows" in result.stderr.splitlines()[-1]
     assert result.stderr.splitlines()[-1].endswith(f"recorded in {model}")
     with Image.open(output / "decay.png") as picture:
@@ -378,7 +378,7 @@ def test_impossible_options_are_refused_before_the_work(exported: Path, film: Pa
     assert "expected none, refresh:M or replay" in failing("--streaming", "--renewals", "none,often")
     assert "--renewals has no effect without --streaming" in failing("--renewals", "none")
     short = e3d("evaluate", exported / "tiny.e3d", "--data", film, "--streaming", "--ages", "5", "--most", 1)
-    assert "not compared: renewals: got clips for ages up to 5, expected at least 8" in short.stderr
+    assert "renewals were not compared: renewals: got clips for ages up to 5, expected at least 8" in short.stderr
     assert "no clip has 53 frames" in failing("--streaming", "--context", 50)
     (tmp_path / "theirs.ckpt").touch()
     assert "import` first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")

@@ -607,7 +607,7 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     again = e3d(*command, "--baseline", before, "--picture", picture)
     check(json.loads(again.stdout), SCHEMA)
     assert "step on onnxruntime: 0.00 times the baseline" in again.stderr
-    assert "PASS no row is slower" in again.stderr
+    assert "PASS no measurement is slower" in again.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     first["results"][0]["median_ms"] /= 1e12
@@ -619,7 +619,7 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     first["results"], kept = [{**first["results"][0], "backend": "openvino"}], first["results"]
     before.write_text(json.dumps(first))
     none = e3d(*command, "--baseline", before)
-    assert "WARN no verdict: the baseline and this run have no row in common" in none.stderr
+    assert "WARN no verdict: the baseline and this run have no measurement in common" in none.stderr
     assert "PASS" not in none.stderr
 
     first["results"] = kept

@@ -133,5 +133,5 @@ def test_black_windows_do_not_tell_how_a_state_ages(bundle_path: Path) -> None:
 
 def test_an_empty_cache_gets_no_verdict(tmp_path: Path) -> None:
     stderr = e3d("cache", "verify", "--cache", tmp_path).stderr
-    assert f"WARN no verdict: {tmp_path} has no engines" in stderr
+    assert f"WARN nothing to check: {tmp_path} has no engines" in stderr
     assert "PASS" not in stderr

@@ -141,7 +141,7 @@ def test_inspect_names_a_bundle_that_is_slow_while_its_ring_fills(exported: Path
     assert inspect_bundle(OLD / "tiny.e3d").slow_young_ring is True
     assert "masked with minus infinity" in e3d("inspect", OLD / "tiny.e3d").stdout
     assert inspect_bundle(exported / "tiny.e3d").slow_young_ring is False
-    assert "young ring" not in e3d("inspect", exported / "tiny.e3d").stdout
+    assert "ring with empty slots" not in e3d("inspect", exported / "tiny.e3d").stdout
 
 
 def test_inspect_says_how_streams_are_stepped(exported: Path, any_batch: Path) -> None:
