@@ -13,7 +13,8 @@ SCHEMES = ("rtsp", "rtsps", "http", "https")
 """URL schemes of the network addresses that can be read."""
 CAMERA = re.compile(r"/dev/video\d+")
 LARGEST = (4320, 8192)
-"""Height and width of the largest picture of a live source (pixels). Other shapes of as many pixels are allowed."""
+"""Height and width of the largest picture of a live source (pixels). A different aspect ratio with at most the same
+number of pixels is allowed."""
 MAX_PIXELS = LARGEST[0] * LARGEST[1]
 """Maximum number of pixels in a picture of a live source."""
 
@@ -27,13 +28,13 @@ class Address:
     text: str
     """Typed text, with the scheme in lower case. It may contain a password."""
     kind: Kind
-    """Kind of source, which decides how it is read."""
+    """Kind of source, which decides how the source is read."""
     raw: tuple[int, int, int] | None = None
-    """Shape [H, W, C] of the raw frames on standard input; None for every other kind."""
+    """Shape [H, W, C] of the raw pictures on standard input; None for every other kind."""
 
     @property
     def name(self) -> str:
-        """Name for tables, logs and messages, without user, password and query, which may contain a token."""
+        """Name for tables, logs and messages. It omits user, password and query; the query may contain a token."""
         if self.kind == "stdin":
             return "stdin"
         return public(self.text) if self.kind == "network" else self.text
@@ -45,7 +46,7 @@ class Address:
 
     @property
     def is_live(self) -> bool:
-        """True for a camera and RTSP. Whether HTTP is live is known once it is open, from `Feed.is_live`."""
+        """True for a camera and RTSP. For HTTP, `Feed.is_live` tells after the source was opened."""
         return self.kind == "camera" or self.scheme in ("rtsp", "rtsps")
 
 
@@ -53,14 +54,14 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
     """Return the address that a text names.
 
     Args:
-        text: `-` for raw frames on standard input; `/dev/videoN` or another character device for a camera; an address
+        text: `-` for raw pictures on standard input; `/dev/videoN` or another character device for a camera; an address
             that begins with rtsp://, rtsps://, http:// or https://; any other text is the path of a video or of a
             folder of pictures.
-        raw: shape [H, W, C] of raw frames, used only for `-`.
+        raw: shape [H, W, C] of raw pictures, used only for `-`.
 
     Raises:
-        ConfigError: the scheme is not supported, the address has no host, or the text is `-` and `raw` is missing or
-            invalid.
+        ConfigError: the scheme is not supported, or the address has no host.
+        ConfigError: the text is `-`, and `raw` is missing or invalid.
     """
     if text == "-":
         return Address(text=text, kind="stdin", raw=_checked(raw))
@@ -76,7 +77,7 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
         remedy = "give only its path" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
         raise ConfigError(f"{address.name}: got the scheme {scheme}://, expected {known}; {remedy}")
     if not has_host(text):
-        # The message leaves out the address: the text after a colon may be a password, not a port.
+        # The message omits the address, because the text after a colon may be a password instead of a port.
         raise ConfigError(
             f"{scheme}://…: the address has no valid host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
             "in a user name or password as %2F, %3F, %23 and %40, and spaces as %20"
@@ -85,7 +86,10 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
 
 
 def has_host(text: str) -> bool:
-    """Return True if a text is an address with a valid host, an optional valid port, and printable characters only."""
+    """Return True if a text is an address with a valid host and, if it has a port, a valid port.
+
+    All characters must be printable, and spaces are not allowed.
+    """
     try:
         parts = urlsplit(text)
         return (
@@ -124,13 +128,13 @@ def _is_character_device(text: str) -> bool:
 def _checked(raw: tuple[int, int, int] | None) -> tuple[int, int, int]:
     if raw is None:
         raise ConfigError(
-            "-: raw frames on standard input do not include their size; give it with --raw HxWxC, such as "
+            "-: raw pictures on standard input do not include their size; give the size with --raw HxWxC, such as "
             "--raw 480x640x3"
         )
     H, W, C = raw
     if C not in (1, 3):
-        raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the frames")
+        raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the pictures")
     if H < 1 or W < 1 or H * W > MAX_PIXELS:
         most = "×".join(map(str, LARGEST))
-        raise ConfigError(f"raw: got {H}×{W} pixels, expected 1×1 to {most}; check --raw, or scale the frames")
+        raise ConfigError(f"raw: got {H}×{W} pixels, expected 1×1 to {most}; check --raw, or scale the pictures")
     return H, W, C

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Ended(Exception):
-    """Raised when a source has ended and has no next picture."""
+    """Raised when a queue is closed, or has ended and is empty."""
 
 
 class BoundedQueue(Generic[T]):
@@ -51,7 +51,7 @@ class BoundedQueue(Generic[T]):
             return True
 
     def finish(self, error: Exception | None = None) -> None:
-        """Mark the end of the items: after the queued items, `take` raises the error, or `Ended` without one."""
+        """Mark the end of the items: after the queued items, `take` raises the error, or `Ended` without an error."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
@@ -72,7 +72,7 @@ class BoundedQueue(Generic[T]):
                 if self._closed:
                     raise Ended
                 if self._finished:
-                    # Each raise appends to the traceback of an error, so a repeated call would make it grow.
+                    # Each raise appends to the traceback of an error, so repeated calls would make the traceback grow.
                     raise Ended if self._error is None else self._error.with_traceback(None)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:

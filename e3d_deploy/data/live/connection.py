@@ -13,9 +13,9 @@ from e3d_deploy.data.live.source_problem import REACH, SourceProblem, problem_of
 class Connection:
     """One connection to a camera or a network address, opened and read in a daemon thread.
 
-    FFmpeg may block for longer than the time limits given to it. Therefore only the daemon thread calls FFmpeg, and
-    `facts` and `frames` stop waiting for that thread at a deadline. An abandoned thread closes its connection when
-    FFmpeg returns.
+    FFmpeg may block for longer than its time limits. Therefore only the daemon thread calls FFmpeg, and `facts` and
+    `frames` wait for the daemon thread only until a deadline. After the deadline, the daemon thread is abandoned; it
+    closes the connection when FFmpeg returns.
 
     Args:
         silence_s: maximum time to wait for the source to open, and for each frame (s).
@@ -58,7 +58,7 @@ class Connection:
             yield decoded
 
     def close(self) -> None:
-        """Wake the threads that wait for this connection; its own thread closes the source when FFmpeg returns."""
+        """Wake the threads that wait for this connection. The daemon thread closes the source when FFmpeg returns."""
         self._facts.close()
         self._frames.close()
 
@@ -70,9 +70,9 @@ class Connection:
             self._pass_on()
         except (OSError, ValueError, av.FFmpegError) as failure:
             error = problem_of(failure, self.address)
-        except Exception as other:  # passed on to the waiting thread, which would wait until its deadline otherwise
+        except Exception as other:  # passed on, so that the waiting thread need not wait until its deadline
             error = other
-        # If the facts are queued already, `facts` returns them, and `frames` raises the error.
+        # If the facts are already queued, `facts` returns the facts, and `frames` raises the error.
         self._facts.finish(error)
         self._frames.finish(error)
 

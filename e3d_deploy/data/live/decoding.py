@@ -18,12 +18,12 @@ MAX_SIZE = "×".join(map(str, LARGEST))
 UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
 """FFmpeg demuxers that invent timestamps and frame rates, because their formats have none."""
 MAX_DAMAGED = 250
-"""Maximum number of consecutive packets without a picture before reading of a live source fails."""
+"""Number of consecutive packets without a picture after which reading a live source fails."""
 INDEX_FIRST = (
     "make its server support range requests, or move its index to the start with "
     "`ffmpeg -i VIDEO -c copy -movflags faststart NEW`"
 )
-"""Remedy for a file whose index cannot be reached, or whose frames do not match its index."""
+"""Remedy for a file on a server whose index cannot be read, or whose index lists frames that are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +33,20 @@ class Facts:
     rate: float | None
     """Frames per second; None if the source does not state a rate."""
     has_times: bool
-    """True if the source provides timestamps; single frames may still have none."""
+    """True if the source provides timestamps; a single frame may still lack a timestamp."""
     is_live: bool
     """True for a camera, RTSP, or a network address without a known duration and size."""
     aspect: Fraction | None
-    """Width of a pixel divided by its height; None if the source does not state it."""
+    """Width of a pixel divided by its height; None if the source does not state this ratio."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decoded:
-    """Decoded frame and its times."""
+    """Frame of the decoder (`av.VideoFrame`), and its times."""
 
     frame: "av.VideoFrame"
     time_s: float | None
-    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
+    """Timestamp from the clock of the source (s); None if the source provides no timestamp."""
     arrived_s: float
     """Value of `time.perf_counter()` when the frame was decoded (s)."""
 
@@ -71,7 +71,7 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
         raise _undecodable()
     codec.options = {"max_pixels": str(MAX_PIXELS)}
     is_live = address.is_live or (container.duration is None and container.size <= 0)
-    # Decoding frames in parallel threads delays the output by one frame per thread.
+    # `AUTO` decodes several frames in parallel, which delays the output by one frame per thread.
     stream.thread_type = "SLICE" if is_live else "AUTO"
     has_times = container.format.name not in UNTIMED
     return stream, Facts(
@@ -94,8 +94,9 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         is_wanted: called before each packet; decoding stops when it returns False.
 
     Raises:
-        SourceProblem: the source is lost; a file is damaged or ends early; or `MAX_DAMAGED` packets in a row of a live
-            source give no picture.
+        SourceProblem: the source is lost.
+        SourceProblem: a file is damaged or ends early.
+        SourceProblem: `MAX_DAMAGED` consecutive packets of a live source give no picture.
     """
     number, damaged = 0, 0
     for packet, reason in _packets(container, stream):
@@ -115,8 +116,8 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
             reason = failure
         if reason is not None and number == 0 and not facts.is_live:
             raise SourceProblem(f"none of its frames can be read ({reason})", INDEX_FIRST, is_final=True)
-        # A server that sends no length closes the connection at the end in the same way as when it breaks off, so an
-        # error after the last frame that the index lists is the regular end.
+        # If a server sends no length, the regular end of a file cannot be told from a broken connection. So an error
+        # after the last frame that the index lists counts as the regular end.
         is_whole = 0 < stream.frames <= number
         if reason is not None and not is_whole:
             raise _broken(number, stream, reason)
@@ -127,9 +128,9 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
 
 
 def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, str | None]]:
-    """Yield the packets of a stream, each with None.
+    """Yield pairs of a packet and None. After an error, yield a last pair of None and the reason of the error.
 
-    After an error, yield None, which flushes the decoder, with the reason of the error.
+    Decoding None flushes the decoder.
     """
     import av
 

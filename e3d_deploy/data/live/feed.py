@@ -37,14 +37,15 @@ class Arrival:
     picture: NDArray[np.uint8]
     """Picture in the size and channels of the model, [H, W, C]."""
     index: int
-    """Index among the selected pictures since the source was opened, from 0; dropped pictures count."""
+    """Index among the selected pictures since the source was opened, from 0. Dropped pictures are counted too."""
     time_s: float | None
-    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
+    """Timestamp from the clock of the source (s); None if the source provides no timestamp."""
     arrived_s: float
-    """Value of `time.perf_counter()` when the picture was decoded, or was due if a recording plays in real time (s)."""
+    """Value of `time.perf_counter()` when the picture was decoded (s). For a recording that plays in real time:
+    when the picture was due."""
     begins_video: bool
-    """True for a picture that does not continue the previous one: the first picture, and the first after a reconnect or
-    a change of size."""
+    """True for a picture that does not continue the previous picture: the first picture, and the first picture after a
+    reconnect or a change of size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +57,17 @@ class FeedOptions:
     """
 
     policy: Literal["block", "drop-oldest"] | None = None
-    """Policy of a full queue: block the source, or drop the oldest picture. None selects `drop-oldest` for a live
-    source and `block` for a recording."""
+    """Action when the queue is full: block the source, or drop the oldest picture. None selects `drop-oldest` for a
+    live source and `block` for a recording."""
     queue_length: int | None = None
     """Maximum number of pictures in the queue; None selects 1 for a live source and 4 for a recording."""
     silence_s: float = 10.0
     """Maximum time without a picture before a camera or a network source counts as lost (s)."""
     attempts: int = 5
-    """Maximum number of consecutive reconnects without a picture; 0 never reconnects."""
+    """Maximum number of consecutive attempts to reconnect without a picture; 0 never reconnects."""
     realtime: bool = False
-    """Play recordings at their own frame rate, or at 10 frames per second if it is unknown. Ignored for live sources
-    and standard input."""
+    """Play recordings at their own frame rate, or at 10 frames per second if their rate is unknown. Ignored for live
+    sources and standard input."""
 
     def __post_init__(self) -> None:
         if self.policy not in (None, "block", "drop-oldest"):
@@ -82,25 +83,25 @@ class FeedOptions:
 class Feed:
     """Pictures of a source, in the order of their arrival.
 
-    The constructor opens the source once and does not retry: a camera that is switched off is an error. Reconnects
-    apply only to a source that was open before.
+    The constructor opens the source once and does not retry: a camera that is switched off is an error. Only a
+    source that was open before is reconnected.
 
     Args:
         address: address of the source.
         form: size and channels that pictures are converted to.
         options: queue, time limits and reconnects.
-        selection: pictures that are selected. A live source is resampled by its timestamps, or by the times of arrival
-            if it provides no timestamps.
+        selection: which pictures to read: every Nth, or resampled to a rate. A live source is resampled according to
+            its timestamps, or to the times of arrival if the source provides no timestamps.
         remarks: collects remarks on how pictures are converted; None logs each remark.
         notify: called from the reading thread with a sentence about each reconnect.
-        stdin: stream of raw frames; None reads standard input.
+        stdin: binary stream of raw pictures; None reads standard input.
 
     Raises:
-        ClipError: the source does not exist, is not a video that can be read, or refuses access.
+        ClipError: the source does not exist, is not a readable video, or refuses access.
         SourceLost: the source cannot be reached, or does not answer.
         ShapeError: the model has neither 1 nor 3 channels, and the source is a camera or a network address.
         ConfigError: the source does not support the selection.
-        BackendUnavailable: the extra `video` is needed and not installed.
+        BackendUnavailable: the source needs the extra `video`, which is not installed.
     """
 
     def __init__(
@@ -148,21 +149,21 @@ class Feed:
     def take(self, timeout_s: float | None = None) -> Arrival | None:
         """Return the next picture; return None if no picture arrives before the timeout.
 
-        Only one thread at a time may call it.
+        Only one thread at a time may call this method.
 
         Args:
             timeout_s: maximum time to wait (s); None waits without limit.
 
         Raises:
             Ended: the source has ended, or the feed is closed.
-            SourceLost, ClipError: the source failed, and all pictures before the failure were taken.
+            SourceLost, ClipError: the source failed. The error is raised after all earlier pictures were taken.
         """
         taken = self._waiting.take(timeout_s)
         if taken is None:
             return None
         index, decoded = taken
-        # The queue may have dropped the first picture of a section, so the section is compared with that of the
-        # picture taken before.
+        # The queue may have dropped the first picture of a section. So the section is compared with the section of the
+        # last picture that was taken.
         begins_video, self._section = decoded.section != self._section, decoded.section
         return Arrival(
             picture=decoded.picture,
@@ -187,7 +188,7 @@ class Feed:
                 yield arrival
 
     def close(self) -> None:
-        """Stop reading. It may be called repeatedly and from any thread, and waits at most `CLOSING_S`."""
+        """Stop reading, and wait at most `CLOSING_S` for the reading thread. Any thread may call this, repeatedly."""
         self._closed.set()
         self._source.close()
         self._waiting.close()

@@ -7,12 +7,13 @@ from typing import Any
 from e3d_deploy.data.live.address import MAX_PIXELS, Address
 
 PROTOCOLS = "rtsp,rtp,udp,tcp,tls,http,https,crypto,httpproxy"
-"""Protocols that a source may use, also after a redirect. `file` is excluded: a server must not open local files."""
+"""Protocols that a source may use, even after a redirect. `file` is excluded, so that a server cannot make the program
+open local files."""
 FORMATS = {
     "rtsp": "rtsp",
     "http": "mpegts,mov,matroska,avi,ogg,gif,ivf,yuv4mpegpipe,h264,hevc,mjpeg,mpjpeg,jpeg_pipe",
 }
-"""FFmpeg demuxers that a source may use, by kind of address. Playlists are excluded, because they open other
+"""FFmpeg demuxers that a source may use, by kind of address. Playlists are excluded, because they open further
 addresses."""
 DEBIAN = "/etc/ssl/certs/ca-certificates.crt"
 """File of trusted certificates of Debian and Ubuntu, whose OpenSSL is configured with only a folder."""
@@ -23,8 +24,8 @@ LATER_S = 1.0
 def open_container(address: Address, silence_s: float) -> Any:
     """Open a camera or a network address with PyAV.
 
-    The tests use no real camera: for V4L2, they check only the call below and its errors. H.264 over RTSP arrives one
-    picture late, because FFmpeg's parser ends a picture where the next one begins. The certificate of https:// is
+    No test uses a real camera: for V4L2, the tests check only the call below and its errors. H.264 over RTSP arrives
+    one picture late, because FFmpeg's parser ends a picture where the next one begins. The certificate of https:// is
     verified against the trusted certificates of the system; the certificate of rtsps:// is not verified, because
     cameras sign their own.
 
@@ -39,7 +40,8 @@ def open_container(address: Address, silence_s: float) -> Any:
     patience_s = silence_s + LATER_S
     is_camera = address.kind == "camera"
     # Demuxers that discover streams only while reading would ignore `max_pixels`. PyAV refuses such demuxers if it is
-    # given options for streams, even empty options. `Any`: PyAV's annotation contradicts its documentation.
+    # given options for streams, even empty options. The type is `Any`, because PyAV's
+    # annotation contradicts its documentation.
     of_streams: Any = [{}]
     return av.open(
         address.text,

@@ -1,4 +1,4 @@
-"""Read raw frames from a pipe."""
+"""Read raw pictures from a pipe."""
 
 import io
 import sys
@@ -20,18 +20,18 @@ from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, Source
 
 
 class RawFrames:
-    """Pictures from a stream of raw frames: uint8 [H, W, C] in row-major order, without separators.
+    """Raw pictures from a pipe: uint8 [H, W, C] in row-major order, without separators.
 
     Args:
-        shape: height, width and channels of a frame.
+        shape: height, width and channels of a raw picture.
         form: size and channels that pictures are converted to.
-        selection: frames that are selected; raw frames cannot be resampled, because they have no times.
+        selection: which pictures to read. Raw pictures cannot be resampled, because they have no times.
         remarks: collects remarks on how pictures are converted.
-        stream: stream to read; None reads standard input.
+        stream: binary stream to read; None reads standard input.
 
     Raises:
         ConfigError: `selection` resamples, or the process has no standard input.
-        BackendUnavailable: frames have to be converted, and the extra `video` is not installed.
+        BackendUnavailable: pictures have to be converted, and the extra `video` is not installed.
     """
 
     is_live, reconnects, rate = False, 0, None
@@ -56,7 +56,7 @@ class RawFrames:
 
         Raises:
             ClipError: the stream is empty.
-            SourceLost: the stream ended within a frame.
+            SourceLost: the stream ended within a picture.
         """
         number, size = 0, int(np.prod(self.shape))
         while not self._closed.is_set():
@@ -65,8 +65,8 @@ class RawFrames:
                 break
             if count < size:
                 raise SourceLost(
-                    f"stdin: broke off in frame {number}, got {count} bytes, expected {size}; check that the frames "
-                    f"have the size {'x'.join(map(str, self.shape))} given with --raw"
+                    f"stdin: broke off in picture {number}, got {count} bytes, expected {size}; check that the "
+                    f"pictures have the size {'x'.join(map(str, self.shape))} given with --raw"
                 )
             if number % self.stride == 0:
                 arrived_s = time.perf_counter()
@@ -74,10 +74,10 @@ class RawFrames:
                 yield DecodedPicture(picture=picture, time_s=None, arrived_s=arrived_s, section=0)
             number += 1
         if number == 0 and not self._closed.is_set():
-            raise ClipError("stdin: empty, expected raw frames; check the program that writes them")
+            raise ClipError("stdin: empty, expected raw pictures; check the program that writes them")
 
     def close(self) -> None:
-        """Make `pictures` end after the frame that it reads."""
+        """End `pictures` after the picture that is being read."""
         self._closed.set()
 
     def _converted(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -90,7 +90,7 @@ class RawFrames:
 
 
 def _fill(stream: Any, content: bytearray) -> int:
-    """Read until the buffer is full or the stream ends; return the number of bytes."""
+    """Read until the buffer is full or the stream ends; return the number of bytes that were read."""
     view, count = memoryview(content), 0
     while count < len(content) and (read := stream.readinto(view[count:])):
         count += read

@@ -19,7 +19,7 @@ from e3d_deploy.errors import SourceLost
 from e3d_deploy.progress import Notify
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 15.0
-"""Delay before the first reconnect, which doubles after each failed reconnect, and the maximum of that delay (s)."""
+"""Delay before the first attempt to reconnect, and maximum delay (s). The delay doubles after each failed attempt."""
 
 
 class Reconnecting:
@@ -30,11 +30,11 @@ class Reconnecting:
 
     Args:
         form: size and channels that pictures are converted to.
-        selection: pictures that are selected.
+        selection: which pictures to read: every Nth, or resampled to a rate.
         silence_s: maximum time without a picture (s).
-        attempts: maximum number of consecutive reconnects without a picture.
+        attempts: maximum number of consecutive attempts to reconnect without a picture.
         remarks: collects remarks on how pictures are converted.
-        notify: called with a sentence about each reconnect.
+        notify: called with a sentence about each attempt and each reconnect.
 
     Raises:
         ClipError, SourceLost: the source cannot be opened.
@@ -68,7 +68,7 @@ class Reconnecting:
         """Yield the pictures until the source ends or is closed.
 
         Raises:
-            ClipError, SourceLost: a source that is not live broke off, or all reconnects of a live source failed.
+            ClipError, SourceLost: a source that is not live broke off, or all attempts to reconnect failed.
         """
         while not self._closed.is_set():
             problem = SourceProblem("the stream ended", "check the source")
@@ -83,7 +83,7 @@ class Reconnecting:
             self._connect_again(problem)
 
     def close(self) -> None:
-        """Make `pictures` end, also while it waits for a picture or before a reconnect."""
+        """End `pictures`, even if it waits for a picture or for the next attempt to reconnect."""
         self._closed.set()
         self._connection.close()
 
@@ -111,20 +111,20 @@ class Reconnecting:
     def _timed(self, frames: Iterator[Decoded]) -> Iterator[tuple[Fraction, Decoded]]:
         """Yield frames with times that never decrease, and increase by at most `silence_s` per frame.
 
-        A larger step, such as that of a camera whose clock is adjusted, counts as one usual interval. Otherwise
-        resampling would repeat one frame for the whole step.
+        A larger jump, for example after the clock of a camera was adjusted, counts as one usual interval, so that
+        resampling does not repeat one frame for the length of the jump.
         """
         usual = Fraction(1 / self._facts.rate) if self._facts.rate else Fraction(0)
         clock, last = Fraction(0), None
         for decoded in frames:
             time_s = decoded.time_s if self._facts.has_times else decoded.arrived_s
-            step = None if last is None or time_s is None else Fraction(time_s) - Fraction(last)
-            clock += step if step is not None and 0 <= step <= self.silence_s else usual
+            passed = None if last is None or time_s is None else Fraction(time_s) - Fraction(last)
+            clock += passed if passed is not None and 0 <= passed <= self.silence_s else usual
             last = time_s
             yield clock, decoded
 
     def _connect_again(self, problem: SourceProblem) -> None:
-        """Retry after growing delays, until a connection is open or `close` is called.
+        """Try to reconnect after growing delays, until a connection is open or `close` is called.
 
         Args:
             problem: reason why the previous connection ended.
@@ -137,7 +137,7 @@ class Reconnecting:
             if not self.is_live:
                 raise problem.error(name)
             if self._failures >= self.attempts:
-                tried = f" after {self._failures} reconnects without a picture" if self._failures else ""
+                tried = f" after {self._failures} attempts to reconnect" if self._failures else ""
                 raise SourceLost(f"{name}: {problem.reason}{tried}; {problem.remedy}")
             delay_s = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)
             self._failures += 1

@@ -46,12 +46,12 @@ class Recorded:
         """
         with closing(cast(Generator[NDArray[np.uint8]], self.video.pictures)) as pictures:
             for number, picture in enumerate(pictures):
-                # Resampled pictures are evenly spaced in time, whichever frames were selected for them.
+                # Resampled pictures are evenly spaced in time; the times of the original pictures are not.
                 time_s = self.video.time_s() if self.resample is None else number / self.resample
                 yield DecodedPicture(picture=picture, time_s=time_s, arrived_s=time.perf_counter(), section=0)
                 if self._closed.is_set():
                     return
 
     def close(self) -> None:
-        """Make `pictures` end after the next picture."""
+        """End `pictures` after the next picture."""
         self._closed.set()

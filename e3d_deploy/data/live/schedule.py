@@ -1,14 +1,14 @@
-"""Schedule of the pictures of a recording that plays in real time."""
+"""Times at which the pictures of a recording are due when it plays in real time."""
 
 HURRY_S = 0.5
 """Maximum delay that is made up for by playing faster (s)."""
 
 
 class Schedule:
-    """Computes when the pictures of a recording are due if it plays at its own rate.
+    """Computes when each picture of a recording is due, at the frame rate of the recording.
 
-    After a delay above `HURRY_S`, such as a pause by the viewer, the recording does not catch up: it continues at its
-    rate from the current picture.
+    After a delay above `HURRY_S`, such as a pause of the viewer, the recording does not catch up: it continues at its
+    frame rate from the current picture.
     """
 
     def __init__(self) -> None:

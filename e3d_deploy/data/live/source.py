@@ -15,12 +15,12 @@ class DecodedPicture:
     picture: NDArray[np.uint8]
     """Picture in the size and channels of the model, [H, W, C]."""
     time_s: float | None
-    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
+    """Timestamp from the clock of the source (s); None if the source provides no timestamp."""
     arrived_s: float
     """Value of `time.perf_counter()` when the picture was decoded (s)."""
     section: int
-    """Number of the section, from 0. Each connection and each change of size begins a new section, whose first picture
-    does not continue the previous one."""
+    """Number of the section, from 0. Each connection and each change of size begins a new section. The first picture of
+    a section does not continue the previous picture."""
 
 
 class Source(Protocol):
@@ -46,4 +46,4 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Make `pictures` end soon. It may be called from any thread."""
+        """Make `pictures` end soon. Any thread may call this method."""

@@ -1,4 +1,4 @@
-"""Explain in words why a live source cannot be read."""
+"""Turn errors of FFmpeg into the reason why a source cannot be read, and a remedy."""
 
 import errno
 import socket
@@ -32,7 +32,7 @@ CAMERAS = "list the cameras with `ls /dev/video*`"
 
 
 def problem_of(error: Exception, address: Address) -> SourceProblem:
-    """Return the reason for an error of FFmpeg, without the text of the error, which may contain a password."""
+    """Return the reason for an error of FFmpeg. It omits the text of the error, which may contain a password."""
     return _of_camera(error) if address.kind == "camera" else _of_network(error, address)
 
 
@@ -73,7 +73,10 @@ def _of_network(error: Exception, address: Address) -> SourceProblem:
     if isinstance(error, ValueError) and address.is_live:
         return SourceProblem("contains no video", "give the address of a stream with video", is_final=True)
     if isinstance(error, (av.InvalidDataError, ValueError)):
-        remedy = "give a video file, MJPEG or RTSP; pages and playlists are not supported"
+        remedy = (
+            "give the address of a video file, an MJPEG stream or an RTSP stream; web pages and playlists are not "
+            "supported"
+        )
         return SourceProblem("not a video that can be read", remedy, is_final=True)
     if isinstance(error, EOFError):
         return SourceProblem("closed the connection without a picture", REACH)

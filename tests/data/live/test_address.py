@@ -60,7 +60,7 @@ def test_a_name_holds_no_password(text: str, name: str) -> None:
         ("http://host/a\r\nX: 1", "the address has no valid host"),
         ("rtsp://user:hunter2/x@host/cam", "write /, ?, # and @ in a user name or password as %2F"),
         ("rtsp://user:hunter2#x", "the address has no valid host"),
-        ("-", "give it with --raw HxWxC"),
+        ("-", "give the size with --raw HxWxC"),
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_its_password(text: str, message: str) -> None:

@@ -182,7 +182,7 @@ def test_an_incomplete_raw_frame_ends_the_feed_with_its_byte_counts() -> None:
     stdin = io.BytesIO(bytes(2 * 24 * 32 + 100))
     with Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, stdin=stdin) as source:
         assert len([source.take(), source.take()]) == 2
-        with pytest.raises(SourceLost, match="in frame 2, got 100 bytes, expected 768"):
+        with pytest.raises(SourceLost, match="in picture 2, got 100 bytes, expected 768"):
             source.take()
 
 

@@ -78,7 +78,7 @@ def test_a_source_is_lost_after_all_attempts_failed(start: Start) -> None:
     peer = start(serve)
     with feed(peer, told) as source:
         assert len(first(source, 8)) == 8
-        with pytest.raises(SourceLost, match=r"got 404.* after 3 reconnects without a picture; check the path") as lost:
+        with pytest.raises(SourceLost, match=r"got 404.* after 3 attempts to reconnect; check the path") as lost:
             source.take()
         assert lost.value.exit_code == 6
         with pytest.raises(SourceLost):  # a second call also raises, instead of waiting without end
