@@ -1,4 +1,4 @@
-"""Detect cuts: pictures that begin another scene than the previous picture."""
+"""Detect cuts: pictures that begin a new scene."""
 
 from collections import deque
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_CHANGE = 0.08
-"""Mean absolute difference of two frames in [0, 1] that a cut exceeds."""
+"""Lower limit of the mean absolute difference, in [0, 1], between the frames before and after a cut."""
 FACTOR = 4.0
-"""Multiple of the usual difference that a cut exceeds."""
+"""Lower limit of the difference at a cut, as a multiple of the usual difference."""
 USUAL, KNOWN = 30, 3
-"""Maximum and minimum number of recent differences whose median is the usual difference."""
+"""Maximum and minimum number of recent differences in the median, which is the usual difference."""
 
 
 class CutDetector:
@@ -25,10 +25,10 @@ class CutDetector:
         self._changes: deque[float] = deque(maxlen=USUAL)
 
     def is_cut(self, frame: NDArray[np.float32]) -> bool:
-        """Return True if a frame begins another scene than the previous frames, and remember the frame.
+        """Return True if a frame begins a new scene, and remember the frame.
 
         Args:
-            frame: next frame of the video, [C, H, W] in [0, 1].
+            frame: next frame of the stream, [C, H, W] in [0, 1].
         """
         before, self._before = self._before, frame
         if before is None:

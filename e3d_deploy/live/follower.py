@@ -16,7 +16,7 @@ from e3d_deploy.live.novelty import Novelty
 from e3d_deploy.runtime.renewal import Renewal
 
 Frame = NDArray[np.float32]
-"""One or several frames in [0, 1], float32 [..., C, H, W]."""
+"""Type of one or several frames: float32 [..., C, H, W], in [0, 1]."""
 
 
 class Forecasting(Protocol):
@@ -34,22 +34,22 @@ class Forecasting(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FollowedPicture:
-    """Picture that was followed, with the forecast of the next pictures and the errors of earlier forecasts.
+    """Picture that a `Follower` has processed, with the forecast after it and the errors of earlier forecasts of it.
 
-    Entry i of `expected`, `errors`, `copy_errors` and `novelty` belongs to horizon i + 1: to the forecast made i + 1
-    pictures earlier. After a start or a reset, the entries are fewer than the horizon.
+    Entry i of `expected`, `errors`, `copy_errors` and `novelty` belongs to the forecast made i + 1 pictures earlier,
+    which is the forecast at horizon i + 1. After a start or a reset, there are fewer entries than the horizon.
     """
 
     index: int
-    """Index among the pictures that were followed, from 0."""
+    """Index among the pictures that the follower has processed, from 0."""
     age: int
     """Age of the state that made the forecast (pictures, including this one)."""
     cut: bool
-    """True if the state was reset between the previous picture and this one."""
+    """True if the state was reset after the previous picture."""
     picture: NDArray[np.uint8]
     """Picture, [H, W, C]."""
     forecast: Frame
-    """Forecast of the pictures after this one, [horizon, C, H, W], clipped to [0, 1]."""
+    """Forecast of the next pictures, clipped to [0, 1], [horizon, C, H, W]."""
     expected: tuple[Frame, ...]
     """Earlier forecasts of this picture, [C, H, W] each."""
     errors: tuple[float, ...]
@@ -57,7 +57,7 @@ class FollowedPicture:
     copy_errors: tuple[float, ...]
     """Squared error of copying the picture after which the forecast was made, summed over the frame."""
     novelty: tuple[float | None, ...]
-    """Novelty at each horizon; None until enough errors are known (see `Novelty`)."""
+    """Novelty at each horizon; None at horizons with fewer than `MIN_ERRORS` earlier errors (see `Novelty`)."""
     latency_ms: float
     """Time from the call with the picture to the complete forecast (ms)."""
 
@@ -77,15 +77,15 @@ class _PendingForecast:
 class Follower:
     """Pushes pictures into a stream, forecasts after each picture, and measures the errors of earlier forecasts.
 
-    Only one thread at a time may use it. After an error of the stream, earlier forecasts are discarded.
+    Only one thread at a time may use a follower. After an error of the stream, the follower discards earlier forecasts.
 
     Args:
-        stream: the stream; nothing else may push into it.
+        stream: stream that receives the pictures; no other code may push into it.
         config: configuration of the network.
-        horizon: number of frames to forecast after each picture. Between pictures, the attribute may be set to a
-            smaller value, and back up to this value.
+        horizon: number of frames to forecast after each picture. Between pictures, the attribute may be set to any
+            value from 1 to this number.
         renewal: renewal of the stream, as `Predictor.renewal` returns it.
-        reset_on_cut: reset the state before a picture that begins another scene (see `CutDetector`).
+        reset_on_cut: reset the state before a picture that begins a new scene (see `CutDetector`).
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Follower:
 
         Args:
             picture: uint8 [H, W, C].
-            begins_video: True if the picture does not continue the previous one; the state is then reset first.
+            begins_video: True if the picture does not continue the previous picture; the state is then reset first.
 
         Raises:
-            ShapeError: the picture has another shape or type than the network takes.
+            ShapeError: the shape or the type of the picture is not that of the network.
             StreamError: the stream failed, or the output of the network is not finite.
             ResourceLimit: memory is exhausted.
         """
@@ -127,7 +127,7 @@ class Follower:
             self.stream.push(picture)
             forecast = self.stream.forecast(self.horizon).clip(0, 1)
         except BaseException:
-            # The state may have seen this picture or not, so the next picture cannot be matched to earlier forecasts.
+            # The state may or may not have seen this picture, so later pictures cannot be matched to earlier forecasts.
             self._pending.clear()
             raise
         latency_ms = 1000 * (time.perf_counter() - started)
@@ -151,7 +151,7 @@ class Follower:
         return followed
 
     def _forecasts_of_this_picture(self) -> list[_PendingForecast]:
-        """Return the forecasts made 1, 2, … pictures earlier, until one whose horizon does not reach this picture."""
+        """Return the forecasts made 1, 2, … pictures earlier, up to the first one that does not reach this picture."""
         found: list[_PendingForecast] = []
         for ahead, made in enumerate(islice(reversed(self._pending), self.horizon), 1):
             if len(made.frames) < ahead:
@@ -160,7 +160,7 @@ class Follower:
         return found
 
     def reset(self) -> None:
-        """Reset the state and discard earlier forecasts. The novelty keeps its medians: the scene is the same."""
+        """Reset the state and discard earlier forecasts, but keep the medians of the novelty: the scene is the same."""
         self._forget()
         if self._cuts is not None:
             self._cuts.reset()

@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 from e3d_deploy.runtime.renewal import Renewal
 
 WINDOW = 300
-"""Number of recent pictures that the running medians cover."""
+"""Number of recent pictures in the running medians."""
 MIN_ERRORS = 8
 """Minimum number of errors for a median; with fewer errors, the novelty is unknown."""
 FLOOR = 1 / (12 * 255**2)
-"""Mean squared error per pixel of rounding to 8 bits. Smaller medians are raised to it, because rounding errors would
-count as novelty otherwise."""
+"""Mean squared error per pixel of rounding to 8 bits. It is the lower limit of the medians, so that rounding errors do
+not count as novelty."""
 
 
 class Novelty:
@@ -20,8 +20,8 @@ class Novelty:
     The novelty of a picture at horizon h is e / max(m, FLOOR). e is the squared error per pixel of the forecast made h
     pictures earlier; m is the median of these errors over the last `WINDOW` pictures. A novelty of 1 is usual. Errors
     depend on the age of the state, so only errors at the same age are compared. Therefore a renewal, which changes the
-    age in a cycle, does not change the novelty of a still scene. All ages above the context of training share one
-    median, except with `refresh`, whose ages are bounded.
+    age in a cycle, does not change the novelty of a still scene. All ages above the context length in training share
+    one median; with `refresh`, each age has its own, because the ages are bounded.
 
     Args:
         horizon: number of frames that are forecast after each picture.

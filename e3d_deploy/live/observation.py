@@ -11,9 +11,9 @@ from e3d_deploy.live.follower import FollowedPicture, Frame
 
 
 def side_by_side(followed: FollowedPicture) -> Frame:
-    """Return a picture side by side with its forecast at the full horizon, [C, H, 2W].
+    """Return a picture (left) beside the forecast of it at the full horizon (right), [C, H, 2W].
 
-    The right half is black until that forecast exists.
+    The right half is black for the first pictures after a start or a reset, of which there is no such forecast.
     """
     now = np.moveaxis(followed.picture, -1, 0).astype(np.float32) / np.float32(255)
     known = len(followed.expected) == len(followed.forecast)
@@ -29,7 +29,7 @@ class Observation:
     arrival: Arrival
     """Picture with its index and times, as the source delivered it."""
     followed: FollowedPicture
-    """Forecast after the picture, and errors of earlier forecasts of the picture."""
+    """Forecast after the picture, and the errors of earlier forecasts of the picture."""
     latency_ms: float
     """Time from the decoded picture to the complete forecast, including the wait in the queue (ms)."""
     dropped: int

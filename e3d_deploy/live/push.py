@@ -35,7 +35,7 @@ CLOCK = 90_000
 
 
 def check_push(url: str) -> None:
-    """Check the form of an address that a video is to be sent to.
+    """Check the form of a --push address, without connecting to it.
 
     Raises:
         ConfigError: the scheme is not supported, the host is missing, or the port of `tcp://` or `udp://` is missing.
@@ -54,14 +54,14 @@ def shown(url: str) -> str:
 
 
 class Push:
-    """Sends a video to a peer as H.264, from a thread of its own: each picture side by side with its forecast.
+    """Sends each picture beside the forecast of it to a peer, as H.264 video, in a thread of its own.
 
     A lost or slow peer never blocks `put`: pictures that cannot be sent are dropped and counted.
 
     Args:
         url: address that `check_push` accepts.
         size: height and width of the frames before `zoom` (pixels).
-        frames_per_second: nominal frame rate of the video; pictures get the times of their arrival.
+        frames_per_second: nominal frame rate of the video; the timestamps of pictures are their times of arrival.
         zoom: whole factor by which pictures are enlarged.
         remark: called once with a sentence if the peer is lost.
 
@@ -95,11 +95,11 @@ class Push:
 
     @property
     def not_sent(self) -> int:
-        """Number of pictures that were dropped or still wait."""
+        """Number of pictures that were dropped or that still wait in the queue."""
         return self._received - self.sent
 
     def close(self) -> None:
-        """Send the queued pictures, for at most `CLOSE_S`, and end the video. A second call does nothing."""
+        """Send the queued pictures, for at most `CLOSE_S`, and end the video. Later calls do nothing."""
         if not self._thread.is_alive():
             return
         self._waiting.finish()
@@ -158,8 +158,8 @@ class Push:
 def _with_timeout(url: str) -> tuple[str, dict[str, str]]:
     """Return an address and options that make FFmpeg give up on a silent peer after `CONNECT_S`.
 
-    PyAV blocks all other threads while it opens or closes a connection, so a silent peer would block them too. FFmpeg
-    has no such option for RTMP.
+    PyAV blocks all threads of Python while it opens or closes a connection, so a silent peer would block the program.
+    FFmpeg has no such option for RTMP.
     """
     scheme, patience = urlsplit(url).scheme, str(round(CONNECT_S * 1e6))  # µs
     if scheme.startswith("rtsp"):

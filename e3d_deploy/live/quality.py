@@ -8,9 +8,9 @@ import numpy as np
 from e3d_deploy.live.follower import FollowedPicture
 
 WINDOW = 300
-"""Number of recent pictures that the means cover."""
+"""Number of recent pictures in the means."""
 ENOUGH = 30
-"""Minimum number of pictures for a verdict on a model."""
+"""Minimum number of compared pictures before `verdict` returns a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Quality:
             errors.append(pair)
 
     def at(self, horizon: int) -> Comparison | None:
-        """Return the mean errors at a horizon; None if no forecast at this horizon has been compared yet."""
+        """Return the mean errors at a horizon; None before a picture is compared with a forecast at this horizon."""
         errors = self._errors[horizon - 1]
         if not errors:
             return None
@@ -56,7 +56,7 @@ class Quality:
     def verdict(self, horizon: int) -> str | None:
         """Return a sentence if the model does not beat copying the last picture at a horizon.
 
-        Return None if the model beats it, or if there are fewer than `ENOUGH` pictures.
+        Return None if the model beats copying, or if fewer than `ENOUGH` pictures have been compared.
         """
         found = self.at(horizon)
         if found is None or found.frames < ENOUGH or found.beats_copying:

@@ -26,7 +26,7 @@ LOOK_S = 0.1
 
 @contextmanager
 def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output: Path) -> Iterator[Put]:
-    """Yield a function that writes each picture side by side with its forecast, to a video, GIF, folder or array.
+    """Yield a function that writes each picture beside the forecast of it, to a video, GIF, folder or array.
 
     Args:
         path: path to write; its suffix decides the format.

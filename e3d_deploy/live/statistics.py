@@ -1,4 +1,4 @@
-"""Statistics of one live source, while it runs and after its end."""
+"""Statistics of one source of `e3d stream`, readable while the source runs and after its end."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from e3d_deploy.live.quality import Comparison, Quality
 RECENT = 100
 """Number of recent pictures from which the current frame rate is computed."""
 LAST = 10_000
-"""Number of recent pictures that the percentiles cover."""
+"""Number of recent pictures in the percentiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Snapshot of the statistics of a source."""
+    """Statistics of a source at one moment."""
 
     frames: int
-    """Number of pictures that were followed."""
+    """Number of pictures that were pushed into the stream and forecast from."""
     frames_per_second: float | None
     """Frame rate over the last `RECENT` pictures; None before the second picture."""
     mean_frames_per_second: float | None
@@ -43,17 +43,22 @@ class Statistics:
     age: int | None
     """Age of the state (pictures); None before the first picture."""
     cuts: int
-    """Number of resets of the state by cuts, reconnects and changes of size."""
+    """Number of resets of the state. Besides cuts, reconnects and changes of size also reset the state."""
     novelty: float | None
-    """Novelty of the last picture at the horizon; None until it is known."""
+    """Novelty of the last picture at the horizon; None if there is no forecast of that picture at the horizon, or if
+    there are too few earlier errors for a median (see `Novelty`)."""
     mse: float | None
-    """Squared error of the forecasts at the horizon, summed over the frame, mean over all pictures."""
+    """Squared error of the last frame of a forecast, summed over the frame, mean over all pictures that were compared;
+    None before the first comparison."""
     copy_mse: float | None
-    """Squared error of copying the last picture, summed over the frame, mean over all pictures."""
+    """Squared error of copying the last picture known at the time of the forecast, in the same units; None before the
+    first comparison."""
     recent: Comparison | None
-    """Mean errors over the recent pictures, on which the verdict is based; None before the first truth."""
+    """Mean errors over the last 300 compared pictures, on which the verdict is based; None before the first
+    comparison."""
     verdict: str | None
-    """Sentence that says that the model does not beat copying the last picture; None if it does, or too early."""
+    """Sentence that says that the model does not beat copying the last picture. None if the model beats copying, or if
+    fewer than `ENOUGH` pictures were compared (see `Quality`)."""
 
 
 class SourceStatistics:
@@ -77,21 +82,21 @@ class SourceStatistics:
         self._end_s: float | None = None
 
     def begin(self) -> None:
-        """Record the start of the source."""
+        """Record the start of the source, which the mean frame rate is counted from."""
         self.began_s = time.perf_counter()
 
     def end(self) -> None:
-        """Record the end of the source."""
+        """Record the end of the source, after which `silent_s` and the frame rate no longer change."""
         self._end_s = time.perf_counter()
 
     @property
     def ended_s(self) -> float:
-        """Value of `time.perf_counter()` when the source ended, or now if it still runs (s)."""
+        """Value of `time.perf_counter()` at the end of the source; the current value while the source runs (s)."""
         return time.perf_counter() if self._end_s is None else self._end_s
 
     @property
     def has_begun(self) -> bool:
-        """True once a picture was added."""
+        """True after the first picture. `begin` does not change it."""
         return self._frames > 0
 
     def add(self, observation: Observation) -> None:

@@ -1,4 +1,4 @@
-"""Summarise the sources that were followed."""
+"""Summary of the sources of `e3d stream` after they have ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class SourceSummary:
 
     source: str
     frames: int
-    """Number of pictures that were followed."""
+    """Number of pictures that were pushed into the stream and forecast from."""
     frames_per_second: float | None
-    """Pictures per second, including the time for reading and writing; None without a picture."""
+    """Pictures per second, including the time for reading and writing; None if no picture arrived."""
     source_frames_per_second: float | None
     """Frame rate that the source states; None if it states no rate."""
     latency_ms: Percentiles | None
@@ -31,23 +31,24 @@ class SourceSummary:
     """Number of pictures that were dropped because the queue was full."""
     reconnects: int
     cuts: int
-    """Number of resets of the state by cuts, reconnects and changes of size."""
+    """Number of resets of the state. Besides cuts, reconnects and changes of size also reset the state."""
     age: int | None
-    """Age of the state at the end (pictures)."""
+    """Age of the state at the end (pictures); None if no picture arrived."""
     mse: float | None
-    """Mean squared error of the forecasts at the horizon, summed over the frame; None if no forecast was compared."""
+    """Mean squared error of the last frame of a forecast, summed over the frame; None if no forecast was compared."""
     copy_mse: float | None
     """Mean squared error of copying the last picture, summed over the frame; None if no forecast was compared."""
     verdict: str | None
-    """Sentence that says that the model did not beat copying the last picture over the last 300 pictures, or None."""
+    """Sentence that says that the model did not beat copying the last picture, over the last 300 compared pictures.
+    None if the model beat copying, or if too few pictures were compared for a verdict."""
     output: Path | None
-    """Path of the video that was written; None if there is none."""
+    """Path of the video; None if no complete video was written."""
     pushed: int | None
     """Number of pictures that were sent to the peer of `--push`; None without `--push`."""
     not_pushed: int | None
     """Number of pictures that were not sent to the peer of `--push`; None without `--push`."""
     error: str | None
-    """Error that ended the source; None if the source ended or was stopped."""
+    """Error that ended the source; None if the source ended without an error or was stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Summary:
     renewal: str
     frames: int
     frames_per_second: float | None
-    """Pictures per second of all sources together; None without a picture."""
+    """Pictures per second of all sources together; None if no picture arrived."""
     dropped: int
     sources: Sequence[SourceSummary]
 
@@ -74,7 +75,7 @@ def summarise(
     """Return the summary of workers that have ended.
 
     Args:
-        outputs: path of the video and the `Push` of each worker; None if it has no such output.
+        outputs: path of the video and the `Push` of each worker; None in place of an output that a worker lacks.
         backend: name of the backend.
     """
     sources = [_source(worker, video, push) for worker, (video, push) in zip(workers, outputs, strict=True)]

@@ -24,17 +24,19 @@ WAIT_S = 0.1
 
 
 def needed_bytes(config: ModelConfig, horizon: int) -> int:
-    """Return the maximum memory of the forecasts of one source that wait for their true pictures (bytes)."""
+    """Return the maximum memory of the forecasts that one source keeps until their true pictures arrive (bytes)."""
     height, width = config.image_size
     return horizon**2 * config.channels * height * width * np.dtype(np.float32).itemsize
 
 
 class Abandoned(Exception):
-    """Raised in a worker to end it and discard its outputs."""
+    """Raised in an abandoned worker, so that the context managers of its outputs discard incomplete files."""
 
 
 class SourceWorker:
-    """Follows one source in a thread of its own, until the source ends or fails, or the worker is stopped.
+    """Follows one source in a thread of its own: forecasts after each picture, and passes the results to the outputs.
+
+    The thread ends when the source ends or fails, or when the worker is stopped.
 
     Args:
         label: unique name of the source.
@@ -55,10 +57,10 @@ class SourceWorker:
         self.label, self.feed, self.slot, self.follower = label, feed, slot, follower
         self.statistics, self._range = SourceStatistics(follower.horizon), Range()
         self.error: Exception | None = None
-        """Error that ended the worker; BrokenPipeError if the reader of an output closed the pipe."""
+        """Error that ended the worker, if any; BrokenPipeError if the reader of an output closed the pipe."""
         self.has_ended = False
         self.is_complete = False
-        """True once the outputs are complete."""
+        """True after all outputs were completed and closed."""
         self._sinks = sinks
         self._stopping, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {label}", daemon=True)
@@ -126,9 +128,9 @@ class SourceWorker:
         return None
 
     def _follow_picture(self, arrival: Arrival, puts: Sequence[Put]) -> bool:
-        """Follow one picture, and return True; store an error and return False.
+        """Follow one picture, and return True; after an error, store the error and return False.
 
-        The error is not raised, so that the outputs of earlier pictures are completed.
+        The error is not raised, so that the outputs with the earlier pictures are completed.
         """
         try:
             if not self._range.is_wide:

@@ -14,9 +14,10 @@ from e3d_deploy.runtime.predictor import Predictor
 from e3d_deploy.runtime.streams.streams import Streams
 
 TICK_S = 0.25
-"""Interval at which the state of the workers is checked (s)."""
+"""Interval at which `SourceWorkers.ticks` yields (s)."""
 ABANDON_S = 2.0
-"""Maximum time for abandoned workers to remove incomplete outputs (s). A worker that still blocks is left running."""
+"""Maximum time for abandoned workers to remove incomplete outputs (s). A worker that still
+blocks then is left running."""
 
 
 def open_workers(
@@ -35,10 +36,10 @@ def open_workers(
         feeds: sources by label.
         sinks: outputs of each source, in the order of `feeds`.
         horizon: number of frames to forecast after each picture.
-        reset_on_cut: reset the state before a picture that begins another scene.
+        reset_on_cut: reset the state before a picture that begins a new scene.
 
     Raises:
-        ResourceLimit: the limit of streams or of their memory is reached.
+        ResourceLimit: the maximum number of streams, or the maximum memory of their states, is reached.
     """
     found = []
     for (label, feed), puts in zip(feeds.items(), sinks, strict=True):
@@ -71,7 +72,7 @@ class SourceWorkers:
     def ticks(self) -> Iterator[None]:
         """Yield periodically after the first picture of any worker, until all workers have ended.
 
-        Return also if the reader of any output has closed its pipe.
+        Stop early if the reader of any output has closed its pipe.
         """
         while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._workers):
             self._wait(TICK_S)
