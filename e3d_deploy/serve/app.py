@@ -22,7 +22,7 @@ from e3d_deploy.serve.websocket import Connection
 def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     """Return the application of one model.
 
-    `app.state.service` is the state that its endpoints share; it is closed when the application shuts down.
+    `app.state.service` is the state that the endpoints share. The state is closed when the application shuts down.
 
     Raises:
         ConfigError: the renewal is unknown, or a limit is invalid.
@@ -42,7 +42,7 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
             await service.drain()
             await asyncio.to_thread(service.close)
 
-    # The documentation pages of FastAPI are switched off: they load scripts from another host.
+    # The documentation pages of FastAPI are switched off, because they load scripts from a third party.
     app = FastAPI(title="e3d serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     error_responses.install(app)

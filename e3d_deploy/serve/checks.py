@@ -40,7 +40,7 @@ KINDS = (
     (0, b"\x00\x00\x01\xba", ".mpg"),
     (0, b"YUV4MPEG2", ".y4m"),
 )
-"""Offset, signature at that offset, and suffix of each supported file type. The client's file name is not used."""
+"""Offset, signature at that offset, and suffix of each supported file type. The suffix from the client is ignored."""
 ARRAYS = (".npz", ".npy")
 PICTURES = (".png", ".jpg", ".bmp", ".tif", ".webp")
 
@@ -59,7 +59,7 @@ def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]
     """Copy uploaded files into a folder, under generated names with the suffix of their type, and check each file.
 
     Args:
-        most_bytes: upload limit (bytes), from which the limit of unpacked arrays follows.
+        most_bytes: upload limit (bytes); unpacked arrays may have up to `UNPACKED` times this size.
 
     Raises:
         Problem: a file has an unsupported type or is damaged, or its pictures or arrays are too large.
@@ -99,7 +99,7 @@ def _kind(file: UploadFile, name: str) -> str:
 
 
 def _check(path: Path, name: str, most_bytes: int) -> int:
-    """Check a file, and return its number of pixels if it is a picture; 0 for every other type."""
+    """Check a file, and return its number of pixels; 0 if the file is not a picture."""
     if path.suffix == ".npz":
         _check_archive(path, name, UNPACKED * most_bytes)
     elif path.suffix in PICTURES:
@@ -113,9 +113,9 @@ def _check(path: Path, name: str, most_bytes: int) -> int:
 
 
 def _check_archive(path: Path, name: str, most_bytes: int) -> None:
-    """Refuse a zip bomb by the sizes in its central directory.
+    """Refuse a zip bomb, judging by the sizes in the central directory.
 
-    If the directory states wrong sizes, reading fails later: readers stop at these sizes and compare checksums.
+    If the directory states wrong sizes, reading fails later, because readers stop at these sizes and compare checksums.
     """
     damaged = Problem(422, "unreadable", f"{name}: not a NumPy file, or damaged; save it again")
     size = path.stat().st_size

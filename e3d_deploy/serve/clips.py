@@ -1,4 +1,4 @@
-"""Uploaded clips, stored on disk until nobody has used them for some time."""
+"""Uploaded clips, stored on disk until their lifetime is over."""
 
 import secrets
 import shutil
@@ -24,11 +24,11 @@ class StoredClip:
 
 
 class Clips:
-    """Uploaded clips in a folder of their own. A clip is deleted when it has not been used for its lifetime.
+    """Uploaded clips in a folder of their own. A clip is deleted when it has not been used for `lifetime_s`.
 
     Args:
         most_bytes: maximum total size of all clips (bytes).
-        lifetime_s: time after its last use before a clip is deleted (s).
+        lifetime_s: time from the last use of a clip to its deletion (s).
     """
 
     def __init__(self, *, most_bytes: int, lifetime_s: float) -> None:
@@ -66,7 +66,7 @@ class Clips:
             return self._clips.get(id_)
 
     def expire(self) -> None:
-        """Delete the clips whose lifetime is over. A session that plays a clip keeps its file open and continues."""
+        """Delete the clips whose lifetime is over. A session that plays such a clip has its file open and continues."""
         with self._lock:
             now_s = time.monotonic()
             for found in [id_ for id_, used_s in self._used_s.items() if now_s - used_s > self._lifetime_s]:

@@ -14,15 +14,16 @@ from e3d_deploy.serve.websocket import STUCK_S
 HEAD_S = 10.0
 """Maximum time for a client to send the head of a request (s)."""
 PIECE_BYTES = 16 * 1024
-"""Number of bytes parsed at a time; small pieces reveal a flood of tiny frames early."""
+"""Number of bytes that are parsed at a time. Small pieces reveal a flood of tiny WebSocket frames early."""
 CUT_S = 1.0
 """Maximum time for a WebSocket to close when the server stops (s)."""
 FRAMES_PER_SECOND, BURST_FRAMES = 1000, 2000
-"""Maximum rate and maximum burst of pings, pongs and continuation frames of a WebSocket."""
+"""Maximum rate and maximum burst of pings, pongs and continuation frames on a WebSocket. Frames are those of the
+WebSocket protocol."""
 
 
 class Deadline:
-    """Aborts a connection whose client reads nothing for `STUCK_S`. A regular close would block on such a client."""
+    """Aborts a connection whose client reads nothing for `STUCK_S`, because a regular close would block."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport

@@ -24,7 +24,7 @@ STATUSES: dict[type[E3DError], tuple[int, str]] = {
     SourceLost: (422, "damaged"),
     ResourceLimit: (503, "full"),
 }
-"""HTTP status and code by class of error; every other class becomes status 500."""
+"""HTTP status and code for each class of error; every class that is not listed becomes status 500."""
 
 
 class ErrorDetail(BaseModel):

@@ -1,4 +1,4 @@
-"""Sources that viewers may choose, as listed by the operator."""
+"""Sources that the operator of the server allows viewers to choose (`e3d serve --source`)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from e3d_deploy.progress import Notify
 MAX_OFFERS = 1000
 """Maximum number of sources that the page lists."""
 ANY = Form(image_size=(16, 16), channels=1)
-"""Arbitrary form for a test that a file plays; every video can be converted to every form."""
+"""Arbitrary form for the test whether a file plays, because every video can be converted to every form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Offer:
     id: str
     """Identifier in requests, which reveals nothing about the source."""
     name: str
-    """Name that viewers see, without folders of the server and without credentials."""
+    """Name that viewers see. It contains neither folders of the server nor credentials."""
     address: Address
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Closing:
-    """Marker after the last message: close the connection with this code."""
+    """Marker that follows the last message: the connection is then closed with this close code."""
 
     code: int
 
@@ -27,7 +27,7 @@ class Outbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, length: int = 2) -> None:
         self.dropped = 0
-        """Number of pictures that were dropped."""
+        """Number of pictures that were replaced before they were sent."""
         self._loop, self._length = loop, length
         self._messages: deque[str | bytes | Closing] = deque()
         self._lock = threading.Lock()

@@ -10,6 +10,6 @@ PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"
 
 
 def page_files() -> dict[str, Path]:
-    """Return the files of the page by URL path: `index.html` at `/`, the other files below `/page/`."""
+    """Return the files of the page by URL path: `index.html` at `/`, all further files below `/page/`."""
     found = {file.name: file for file in sorted(PAGE.glob("*")) if file.suffix in PAGE_TYPES}
     return {"/" if name == "index.html" else f"/page/{name}": file for name, file in found.items()}

@@ -1,4 +1,4 @@
-"""Endpoints that accept files: clips to play, and clips to predict."""
+"""Endpoints that accept uploads: /v1/clips and /v1/predict."""
 
 import tempfile
 from collections.abc import Mapping

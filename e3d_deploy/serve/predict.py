@@ -21,7 +21,7 @@ from e3d_deploy.serve.error_responses import Problem, problem_of
 from e3d_deploy.serve.service import Service
 
 MAX_FRAMES = 10_000
-"""Maximum number of frames in a video; its last frames are the context."""
+"""Maximum number of frames in an uploaded video, of which the last frames are the context."""
 DECODING_S = 60.0
 """Maximum time for decoding a video (s)."""
 MEDIA_TYPES = {"npz": "application/x-npz", "mp4": "video/mp4"}
@@ -45,7 +45,7 @@ def predict(service: Service, uploads: list[Upload], folder: Path, options: Pred
         folder: folder that contains the uploads.
 
     Raises:
-        Problem: the clip cannot be read or is too short, or the limit of streams or memory is reached.
+        Problem: the clip cannot be read or is too short, or the maximum number of streams or their memory is reached.
     """
     try:
         context, rate = _context(service, uploads, folder)
@@ -100,7 +100,7 @@ def _last_pictures(
     for length, picture in enumerate(pictures, 1):
         if length > MAX_FRAMES:
             raise Problem(422, "length", f"{name}: has more than {MAX_FRAMES:,} frames; send only its end")
-        if service.closed:  # otherwise the exit of the process would wait for this thread
+        if service.closed:  # the process waits for this thread at its exit, so the thread ends early
             raise Problem(503, "stopping", "the server is shutting down", retry=True)
         if time.monotonic() > until_s:
             problem = f"{name}: takes more than {DECODING_S:g} s to decode; send only its end, or a smaller video"

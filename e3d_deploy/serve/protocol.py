@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 SUBPROTOCOL = "e3d.v1"
-"""WebSocket subprotocol that clients request: the name and version of this protocol."""
+"""WebSocket subprotocol that clients must request: name and version of the protocol in this module."""
 MAX_TEXT = 4096
-"""Maximum length of a text message of a client (characters)."""
+"""Maximum length of a text message from a client (characters)."""
 LENGTH = struct.Struct("<I")
 """Format of the first field of a binary message: the length of its header (bytes)."""
 
@@ -45,14 +45,14 @@ class Open(BaseModel, strict=True):
 
 
 class SetHorizon(BaseModel, strict=True):
-    """Request for forecasts at another horizon."""
+    """Request to change the horizon."""
 
     type: Literal["horizon"]
     value: int = Field(ge=1)
 
 
 class ViewerCommand(BaseModel, strict=True):
-    """Command without arguments."""
+    """Command of the viewer without arguments."""
 
     type: Literal["pause", "resume", "reset", "close"]
 
@@ -62,7 +62,7 @@ _MESSAGES: TypeAdapter[Open | SetHorizon | ViewerCommand] = TypeAdapter(Message)
 
 
 def parse(text: str) -> Open | SetHorizon | ViewerCommand:
-    """Return the message in a text of a client; unknown fields are ignored.
+    """Return the message in a text from a client. Unknown fields are ignored.
 
     Raises:
         Refused: the text is too long, or is not a valid message.
@@ -85,7 +85,7 @@ def _first(error: ValidationError | UnicodeEncodeError) -> str:
 
 
 def text_message(kind: str, **fields: Any) -> str:
-    """Return a text message of the server."""
+    """Return a text message from the server; all numbers in the fields must be finite."""
     return json.dumps({"type": kind, **fields}, allow_nan=False)
 
 

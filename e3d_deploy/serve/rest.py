@@ -44,7 +44,7 @@ class HealthAnswer(BaseModel):
 
 
 def page_routes() -> APIRouter:
-    """Return the routes of the page, which are not part of the API."""
+    """Return the routes of the page, which the OpenAPI description omits."""
     router = APIRouter(include_in_schema=False)
 
     def add(path: str, file: Path) -> None:

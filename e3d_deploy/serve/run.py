@@ -35,7 +35,7 @@ class Running:
         server: configured uvicorn server.
         listener: open socket on which the server listens.
         service: state that the endpoints share.
-        address: address of the page, with the token in its fragment, which browsers do not send to servers.
+        address: address of the page, with the token in the fragment. Browsers do not send fragments to servers.
     """
 
     def __init__(self, server: uvicorn.Server, listener: socket.socket, service: Service, address: str) -> None:
@@ -73,7 +73,7 @@ class Running:
         """Wait until the server has ended.
 
         Raises:
-            E3DError: the server ended without a call of `stop`.
+            E3DError: the server ended without a call to `stop`.
         """
         self._ended.wait()
         if not self._stopped:
@@ -82,11 +82,11 @@ class Running:
     def stop(self) -> None:
         """Refuse new work, wait for running work, and close all connections.
 
-        Each of its waits takes at most `DRAIN_S + GRACE_S`.
+        Each of the two waits, for running work and for the thread, takes at most `DRAIN_S + GRACE_S`.
         """
         self._stopped = True
         if not self._ended.is_set():
-            # Draining may take too long, or the server may have ended.
+            # Draining may exceed the timeout, and the event loop may end before or during the call.
             with suppress(TimeoutError, RuntimeError, CancelledError):
                 asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(DRAIN_S + GRACE_S)
         self._server.should_exit = True
@@ -98,7 +98,7 @@ def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
     """Serve a model while the `with` block runs; the server accepts requests when the block begins.
 
     Raises:
-        ConfigError: the address cannot be bound, or the certificate or its key cannot be read.
+        ConfigError: the host and port cannot be bound, or the certificate or its key cannot be read.
         ResourceLimit: the memory limit is too small for one stream.
     """
     with listening(settings) as listener:
@@ -150,7 +150,8 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
     """Yield a socket that listens on the host and port of the settings, and close it after the block.
 
     Raises:
-        ConfigError: the host is unknown or not of this machine, or the port is in use or not permitted.
+        ConfigError: the host is unknown or is not an address of this machine.
+        ConfigError: the port is in use or not permitted.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(

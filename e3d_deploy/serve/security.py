@@ -44,7 +44,10 @@ def token_matches(token: str | None, given: str | None) -> bool:
 
 
 def origin_allowed(headers: Headers, settings: Settings) -> bool:
-    """Return True if a request comes from the server's own page, from an allowed origin, or not from a page."""
+    """Return True if the header Origin is missing, or names this server or an allowed origin.
+
+    Programs other than browsers send no such header.
+    """
     origin = headers.get("origin")
     if origin is None:
         return True
@@ -56,8 +59,9 @@ def origin_allowed(headers: Headers, settings: Settings) -> bool:
 def host_allowed(headers: Headers, settings: Settings) -> bool:
     """Return True if the server accepts the header Host of a request.
 
-    A server on loopback accepts only names of this machine and hosts of allowed origins. This blocks DNS rebinding, by
-    which a page of another host makes its host name resolve to this machine. Other servers accept every Host.
+    A server on loopback accepts only names of this machine and hosts of allowed origins. This blocks DNS rebinding, in
+    which the host name of a foreign page is made to resolve to this machine. A server that is not on loopback accepts
+    every Host.
     """
     if not settings.is_loopback:
         return True
@@ -71,7 +75,7 @@ def _name(address: str) -> str | None:
 
 
 def _host_and_port(address: str) -> tuple[str, int | None] | None:
-    """Return the host and port of an address; None if the address is invalid, or has no host or a user."""
+    """Return the host and port of an address; None if the address is invalid, lacks a host or contains a user."""
     try:
         parts = urlsplit(address)
         port = parts.port or DEFAULT_PORTS.get(parts.scheme)
@@ -81,11 +85,11 @@ def _host_and_port(address: str) -> tuple[str, int | None] | None:
 
 
 class _Body:
-    """Body of a request, with a record of whether it is read completely."""
+    """Body of a request, which records whether all of it was read."""
 
     def __init__(self, headers: Headers, receive: Receive) -> None:
         self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-        """True once the body is read completely."""
+        """True after all of the body was read; true from the start if there is no body."""
         self._receive = receive
 
     async def receive(self) -> Message:
@@ -106,7 +110,8 @@ class Guard:
     """Middleware that refuses requests with a foreign Host or Origin or without the token, and adds security headers.
 
     For a WebSocket, it checks only Host. The endpoint in `websocket` checks the token, which arrives in the first
-    message because browsers cannot send headers with a WebSocket, and the origin, so that the client gets the reason.
+    message, because browsers cannot send headers with a WebSocket. The endpoint also checks the origin, so that the
+    client gets the reason for a refusal.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
@@ -123,7 +128,9 @@ class Guard:
                 await self.app(scope, receive, send)
             else:
                 self.metrics.errors.labels("host").inc()
-                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+                await send(
+                    {"type": "websocket.close", "code": 1008}
+                )  # a close before the WebSocket is accepted: HTTP 403
             return
 
         body = _Body(headers, receive)
@@ -165,7 +172,7 @@ class Guard:
 
 
 class Rate:
-    """Rate limit by a token bucket.
+    """Rate limiter (token bucket).
 
     Args:
         per_second: maximum average rate (messages per second).
@@ -177,7 +184,7 @@ class Rate:
         self._left, self._at = burst, time.monotonic()
 
     def allows(self) -> bool:
-        """Count a message, and return True if it is within the limit."""
+        """Count a message, and return True if it is within the limit. A message beyond the limit is not counted."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
         self._at = now

@@ -31,11 +31,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 WORKERS = 2
-"""Number of threads that store uploads and compute predictions."""
+"""Number of threads that store uploads and answer requests to /v1/predict."""
 MAX_REQUESTS = 8
-"""Maximum number of concurrent uploads and predictions; further requests get status 429."""
+"""Maximum number of concurrent requests to /v1/clips and /v1/predict; further requests get status 429."""
 CONNECTIONS, MIN_CONNECTIONS = 4, 64
-"""Allowed connections per allowed session, and the minimum of their total."""
+"""Maximum number of connections per allowed session, and lower limit of the resulting maximum."""
 DRAIN_S = 10.0
 """Maximum time for running predictions and sessions to end when the server stops (s)."""
 
@@ -62,11 +62,11 @@ class Service:
         self.picture_bytes = math.prod(self.form.shape)
         """Size of a webcam picture (bytes)."""
         self.message_bytes = max(self.picture_bytes, 4 * protocol.MAX_TEXT)
-        """Maximum size of a message of a viewer (bytes); a character has at most four bytes."""
+        """Maximum size of a message from a viewer (bytes). A character of a text message has at most four bytes."""
         self.stopping = False
-        """True once the server refuses new work."""
+        """True while the server refuses new work, from the first call to `stop_sessions`."""
         self.closed = False
-        """True once running work is aborted."""
+        """True after `close`, which aborts running work."""
         self._drained_s: float | None = None
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
@@ -80,7 +80,7 @@ class Service:
         self.metrics.sessions.set_function(lambda: len(self._sessions))
 
     def open_session(self, message: Open, outbox: Outbox) -> tuple[Session, Webcam | None]:
-        """Start a session, and return it; if its source is the webcam, also return the queue for its pictures.
+        """Start a session. Return the session and, if its source is the webcam, the queue for its pictures (else None).
 
         Args:
             message: first message of the viewer.
@@ -114,10 +114,10 @@ class Service:
         return session, webcam
 
     def _chosen(self, source: str) -> ChosenSource:
-        """Return an offered source or an uploaded clip by its name in `open`.
+        """Return the offered source or the uploaded clip that the message `open` names.
 
         Raises:
-            Refused: there is no offer or clip of this name.
+            Refused: there is no such source or clip.
         """
         kind, _, name = source.partition(":")
         if kind == "offer" and (offer := self._offers.get(name)) is not None:
@@ -143,10 +143,10 @@ class Service:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Count an upload or prediction as running while the block runs.
+        """Count a request to /v1/clips or /v1/predict as running while the block runs.
 
         Raises:
-            Problem: `MAX_REQUESTS` are running, or the server is shutting down.
+            Problem: `MAX_REQUESTS` requests are running, or the server is shutting down.
         """
         with self._lock:
             if self.stopping:
@@ -189,7 +189,7 @@ class Service:
     async def drain(self) -> None:
         """End all sessions, and wait until all requests, sessions and WebSockets have ended.
 
-        The wait ends at the latest `DRAIN_S` after the first call.
+        All calls return at most `DRAIN_S` after the first call began.
         """
         self.stop_sessions()
         self._drained_s = self._drained_s or time.monotonic() + DRAIN_S
@@ -197,7 +197,7 @@ class Service:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
-        """Close the scheduler, the thread pool and the clips; work that still runs fails."""
+        """Close the scheduler, the thread pool and the clips. Work that still runs fails."""
         self.stop_sessions()
         self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -28,7 +28,7 @@ POLL_S = 0.05
 
 
 class Session:
-    """Forecasts of one source for one viewer, computed in a thread of its own.
+    """Reads one source and forecasts it for one viewer, in a thread of its own.
 
     Args:
         predictor: model.
@@ -74,7 +74,7 @@ class Session:
         self._thread.start()
 
     def add_command(self, message: SetHorizon | ViewerCommand) -> None:
-        """Queue a command of the viewer."""
+        """Queue a command of the viewer, which also restarts the idle timeout."""
         self._active_s = time.monotonic()
         self._commands.put(message)
 
@@ -103,8 +103,8 @@ class Session:
         except Refused as refusal:
             self._refuse(refusal)
         except Exception as error:
-            # The runtime stores the error of a failed forecast. The stack frames of its traceback refer to the source
-            # and would keep its decoder alive.
+            # The runtime stores the error of a failed forecast. The stack frames in the traceback refer to the source
+            # and would keep the decoder of the source alive.
             traceback.clear_frames(error.__traceback__)
             if not self._stopping.is_set():  # after `stop`, the error only means that the stream was closed
                 self._refuse(refusal_of(error, self.chosen))
@@ -194,7 +194,7 @@ class Session:
             raise Refused(protocol.IDLE, "idle", f"no picture and no message for {self._settings.idle_timeout_s:g} s")
 
     def _show(self, followed: FollowedPicture, arrival: Arrival, source: Source, latency_s: float) -> None:
-        """Send a picture with its forecast and, if there is one, the earlier forecast of this picture."""
+        """Send a picture, the forecast after it and, if there is one, the earlier forecast of the picture."""
         ahead = self._horizon - 1
         known = len(followed.errors) > ahead
         pictures = [followed.picture, to_pictures(followed.forecast[ahead])]

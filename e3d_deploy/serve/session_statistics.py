@@ -13,11 +13,11 @@ from e3d_deploy.serve.protocol import text_message
 STATS_S = 1.0
 """Time between two `stats` messages (s)."""
 RECENT = 300
-"""Number of recent pictures that the latencies in `stats` cover."""
+"""Number of recent pictures from which the latencies in `stats` are computed."""
 
 
 class SessionStatistics:
-    """Statistics of one session, sent to its viewer every `STATS_S` and added to the metrics of the server.
+    """Statistics of one session, for the `stats` messages to its viewer and for the metrics of the server.
 
     Args:
         metrics: metrics of the server.
@@ -44,7 +44,7 @@ class SessionStatistics:
         self._metrics.latency.observe(latency_s)
 
     def count_drops(self, source: int, viewer: int) -> None:
-        """Add the pictures dropped since the last call to the metrics.
+        """Add to the metrics the number of pictures that were dropped since the last call.
 
         Args:
             source: total number of pictures dropped at the source.

@@ -12,11 +12,12 @@ LOCALHOST = "localhost"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of the server.
+    """Settings of one server.
 
     Raises:
-        ConfigError: other machines can reach the host, but the token or the encryption is missing; only one of
-            certificate and key is given; or the token is not printable ASCII.
+        ConfigError: other machines can reach the host, but the token or the encryption is missing.
+        ConfigError: only one of certificate and key is given.
+        ConfigError: the token is not printable ASCII.
     """
 
     name: str
@@ -28,9 +29,9 @@ class Settings:
     port: int = 8000
     """TCP port; 0 selects a free port."""
     token: str | None = None
-    """Secret that every request needs, except requests for the page and health checks; None for no token."""
+    """Secret that all requests need, except requests for the page and health checks; None for no token."""
     certificate: Path | None = None
-    """Certificate chain of TLS (PEM)."""
+    """TLS certificate chain (PEM)."""
     key: Path | None = None
     """Private key of the certificate (PEM)."""
     behind_proxy: bool = False
@@ -44,11 +45,12 @@ class Settings:
     renewal: str | None = None
     """Renewal of the streams; None for the default of the model."""
     max_sessions: int = 32
-    """Maximum number of concurrent live sessions, and of streams of sessions and predictions together."""
+    """Maximum number of concurrent live sessions; also the maximum number of streams, of which each session and each
+    request to /v1/predict uses one."""
     memory_limit_bytes: int | None = None
     """Maximum memory of the states of all streams (bytes); None for no limit."""
     idle_timeout_s: float = 300.0
-    """Time after which a session without pictures and messages, or an unused clip, expires (s)."""
+    """Time after which a session without pictures and messages ends, and an unused clip is deleted (s)."""
     max_upload_bytes: int = 100_000_000
     """Maximum size of an upload (bytes)."""
 
@@ -68,7 +70,7 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """True if only this machine can reach the server."""
+        """True if only this machine can reach the server (see `is_loopback`)."""
         return is_loopback(self.host)
 
 

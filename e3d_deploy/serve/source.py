@@ -26,15 +26,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenSource:
-    """Allowed source that a viewer chose."""
+    """Source that a viewer chose and that the server allows."""
 
     open: Callable[[], Source]
     """Function that opens the source; called in the thread of the session."""
     kind: str
-    """Kind of source for metrics: `offer`, `clip` or `webcam`."""
+    """Kind of source, used as a label of metrics: `offer`, `clip` or `webcam`."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names that replace paths of the server in messages to viewers."""
     is_file: bool = False
-    """True for a file on the server. If it breaks off, it will do so again, so clients need not reconnect."""
+    """True for a file on the server. A damaged file would break off again, so clients need not reconnect."""
     clip: str | None = None
-    """Identifier of the uploaded clip; None for every other source."""
+    """Identifier of the clip if the source is an uploaded clip, else None."""

@@ -1,4 +1,4 @@
-"""Read multipart forms with files, with limits on size and time."""
+"""Read multipart forms that contain files, within limits on size and time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -16,12 +16,12 @@ UPLOAD_S = 120.0
 MAX_PICTURES = 256
 """Maximum number of pictures in one request."""
 FORM_OVERHEAD_BYTES = 65_536
-"""Allowance for the parts of a request other than its files: names, fields and boundaries (bytes)."""
+"""Allowance for the content of a request besides its files: names, fields and boundaries (bytes)."""
 
 
 @asynccontextmanager
 async def form_of(request: Request, most_bytes: int, *, most_files: int) -> AsyncIterator[FormData]:
-    """Read a multipart form, and yield it until its files are deleted at the end of the block.
+    """Read a multipart form, and yield it. Its temporary files are deleted at the end of the block.
 
     Args:
         most_bytes: maximum size of the files (bytes).
@@ -62,7 +62,7 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
 
 
 class _Parser(MultiPartParser):
-    """Parser of multipart forms whose temporary files can be deleted, even if an upload was truncated."""
+    """Parser of multipart forms. `close` deletes its temporary files, even after a truncated upload."""
 
     spool_max_size = 16_384
     """Maximum size of a file that is kept in memory instead of on disk (bytes)."""

@@ -11,7 +11,7 @@ from e3d_deploy.data.live.feed import Arrival
 
 
 class Webcam:
-    """Pictures that a viewer sends over the WebSocket. Only the newest picture is queued; older ones are dropped."""
+    """Pictures that a viewer sends over the WebSocket. Only the newest one is queued; older pictures are dropped."""
 
     frames_per_second: float | None = None
     is_live = True
@@ -22,11 +22,11 @@ class Webcam:
 
     @property
     def dropped(self) -> int:
-        """Number of pictures that were dropped."""
+        """Number of pictures that were dropped because a newer picture arrived."""
         return self._waiting.dropped
 
     def put(self, picture: NDArray[np.uint8]) -> None:
-        """Add a picture [H, W, C]."""
+        """Queue a picture, uint8 [H, W, C], in place of a picture that still waits."""
         arrived_s = time.perf_counter()
         self._waiting.put(
             Arrival(picture=picture, index=self._received, time_s=None, arrived_s=arrived_s, begins_video=False)

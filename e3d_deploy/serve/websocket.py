@@ -22,13 +22,13 @@ STUCK_S = 20.0
 JOIN_S = 10.0
 """Maximum time for the thread of a session to end after its viewer disconnected (s)."""
 TEXTS_PER_SECOND, PICTURES_PER_SECOND = 20, 500
-"""Maximum average rates of text messages and pictures of a viewer."""
+"""Maximum average rates of text messages and pictures from a viewer (per second)."""
 BURST_S = 2
 """Maximum burst, in seconds of messages at the maximum average rate."""
 
 
 class Connection:
-    """WebSocket of one viewer: receives the messages of the viewer, and sends the messages of the session."""
+    """WebSocket of one viewer: receives messages from the viewer, and sends the messages of the session."""
 
     def __init__(self, websocket: WebSocket, service: Service) -> None:
         self.websocket, self.service = websocket, service
@@ -70,7 +70,7 @@ class Connection:
             return  # the viewer disconnected or stalled
 
     async def _receive_all(self, *, offered: bool) -> None:
-        """Handle the messages of the viewer until it disconnects or is refused."""
+        """Handle the messages from the viewer until the viewer disconnects or is refused."""
         session = None
         try:
             if not offered:

@@ -16,7 +16,7 @@ export const setToken = (value) => sessionStorage.setItem(KEY, value);
 
 const headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
 
-/** Return the message in an error response, or a sentence with its status. */
+/** Return the message in an error response, or a sentence with the status if there is no message. */
 function reason(body, status) {
   try {
     return JSON.parse(body).error.message;

@@ -66,7 +66,7 @@ async function prepare() {
     if (refusal) throw { action: "refuse", why: refusal };
     await webcam.open(() => choose(""));
   }
-  if (source !== "webcam") webcam.close(); // another source was chosen, perhaps while the browser asked
+  if (source !== "webcam") webcam.close(); // a different source was chosen, perhaps while the browser asked for permission
   if (!source) setState("choose");
   return Boolean(source);
 }
@@ -153,7 +153,7 @@ async function upload(file) {
   }
 }
 
-/** Show how long no picture has arrived; without it, the last numbers would look current. */
+/** Show how long no picture has arrived; without this text, the last numbers would look current. */
 function watch() {
   monitor.measure();
   const silence = performance.now() - monitor.cameAt;

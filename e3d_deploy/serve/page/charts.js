@@ -1,4 +1,5 @@
-// A line chart of the last minute on a canvas. Its right end is the latest picture, so it does not move during a pause.
+// A line chart of the last minute on a canvas. The right end of the chart is the time of the latest picture, so the
+// chart does not move during a pause.
 
 const WINDOW_S = 60;
 const GAP_S = 5; // a longer time without a picture breaks the line
@@ -16,8 +17,8 @@ export class Chart {
   #points = []; // { time, values, cut }
 
   /**
-   * series: [{ colour: CSS variable, dashed }]; level: value of a dashed horizontal line; least: minimum of the top of
-   * the axis.
+   * series: [{ colour: CSS variable, dashed }]; level: value of a dashed horizontal line; least: minimum of the upper
+   * end of the axis.
    */
   constructor(canvas, { series, level = null, least = 1 }) {
     Object.assign(this, { canvas, series, level, least });

@@ -1,4 +1,4 @@
-// One WebSocket to the server, which is reopened with growing delays when it is lost.
+// The WebSocket to the server. A lost WebSocket is reopened after growing delays.
 
 import { SUBPROTOCOL, closing, decode } from "./protocol.js";
 
@@ -22,7 +22,7 @@ export class Connection {
     this.heard = 0; // performance.now() of the last message
   }
 
-  /** Close the current connection, if any, and open a new one. */
+  /** Close the current connection, if any, and open a new connection. */
   open() {
     this.close();
     this.#attempt = 0;

@@ -1,4 +1,5 @@
-// Draws the pictures, the charts and the numbers of the latest picture. Pictures that arrive faster are not drawn.
+// Draws the pictures, the charts and the numbers of the latest picture. If pictures arrive faster
+// than they can be drawn, only the latest picture is drawn.
 
 import { Chart } from "./charts.js";
 import { FULL_COLOUR, clear, paint, paintDifference, paintLegend } from "./pictures.js";
@@ -42,7 +43,7 @@ export class Monitor {
   /** Store a picture, and draw it in the next animation frame. */
   show(header, pictures) {
     const before = this.#newest ?? this.#drawn;
-    // Errors at two horizons cannot be compared.
+    // Errors at different horizons cannot be compared.
     if (before && before.header.horizon !== header.horizon) this.#forgetCharts();
     this.cameAt = performance.now();
     const seconds = this.cameAt / 1000;
@@ -52,7 +53,7 @@ export class Monitor {
     this.#newest = { header, pictures };
   }
 
-  /** Break the lines of the charts, because the next picture does not continue the last one. */
+  /** Break the lines of the charts, because the next picture does not continue the last picture. */
   interrupt() {
     this.#errors.interrupt();
     this.#novelty.interrupt();

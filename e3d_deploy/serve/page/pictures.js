@@ -1,6 +1,6 @@
 // Paints pictures of the model on canvases of the same size; CSS enlarges the canvases without smoothing.
 
-export const FULL_COLOUR = 64; // smallest difference with the full colour (gray levels of 255)
+export const FULL_COLOUR = 64; // smallest difference that is shown in full colour (gray levels of 255)
 
 const SCALES = {
   light: { darker: [20, 90, 190], equal: [246, 246, 244], brighter: [205, 85, 0] },
@@ -10,7 +10,7 @@ const SCALES = {
 /** Return the luma of RGB by BT.601. */
 export const luma = (r, g, b) => 0.299 * r + 0.587 * g + 0.114 * b;
 
-/** Return a pixel as the bytes r, g, b, 255 in memory, in little-endian order like all machines with a browser. */
+/** Return a pixel as an integer with the bytes r, g, b, 255 in memory; all machines with a browser are little-endian. */
 const pixel = (r, g, b) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
 /** Return the colours of the differences −255 … 255, as pixels. */
@@ -53,7 +53,7 @@ export function paintLegend(canvas, theme) {
   fill(canvas, 1, width, (i) => COLOURS[theme][255 - FULL_COLOUR + i]);
 }
 
-/** Clear a canvas but keep its shape, so that the layout of the page does not change. */
+/** Clear a canvas but keep its size, so that the layout of the page does not change. */
 export function clear(canvas, [H, W]) {
   Object.assign(canvas, { width: W, height: H });
 }
