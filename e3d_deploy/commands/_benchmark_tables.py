@@ -115,7 +115,7 @@ def answer_line(answer: "Answer", goal_ms: float, fps: float) -> str:
 
 
 def baseline_remarks(comparison: "Comparison") -> None:
-    """Print the ratios to an earlier run, or the reason why there is no verdict."""
+    """Print the ratios to an earlier run, or the reason why the runs cannot be compared."""
     for row in comparison.rows:
         click.echo(f"{row.what} on {row.backend}: {row.ratio:.2f} times the baseline", err=True)
     if comparison.missing:

@@ -28,7 +28,7 @@ _lock = threading.Lock()
 _levels: list[int] = []
 """Log levels of the running commands, which may be nested or in several threads.
 
-The first command changes the level of the log, and the last one restores it."""
+The first command changes the level of the log, and the last command restores the level."""
 _level_before = logging.NOTSET
 _variables_before: dict[str, str | None] = {}
 

@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 SILENT_S = 2.0
 """Time without a picture after which a source is shown as silent (s)."""
-COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
+COLUMNS = ("source", "status", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
 LEAST_IMPORTANT = ("age", "p50", "frames", "novelty", "dropped", "p99", "frames/s")
-"""Columns that are dropped on a narrow terminal, in this order."""
+"""Columns that a narrow terminal omits, in this order."""
 MIN_SOURCE = 20
 """Minimum width of the name of a source (terminal cells)."""
-SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
+SUMMARY_COLUMNS = (
+    "source",
+    "frames",
+    "frames/s",
+    "latency p50",
+    "latency p99",
+    "model p50",
+    "dropped",
+    "MSE",
+    "MSE of copying",
+)
 
 
 @contextmanager
@@ -58,7 +68,7 @@ def _line(workers: "Sequence[SourceWorker]") -> str:
 
 
 def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableType":
-    """Return the live table, without the least important columns if the terminal is narrow."""
+    """Return the live table; on a narrow terminal, omit the least important columns."""
     from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
@@ -76,7 +86,7 @@ def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableTyp
     columns["source"] = [_ending(label, max(room, MIN_SOURCE)) for label in columns["source"]]
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title in columns:
-        shown.add_column(title, justify="left" if title in ("source", "state") else "right", no_wrap=True)
+        shown.add_column(title, justify="left" if title in ("source", "status") else "right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
         shown.add_row(*map(Text, row))
     pairs = zip(workers, statistics, strict=True)
@@ -86,7 +96,7 @@ def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableTyp
 def _live_row(worker: "SourceWorker", statistics: "Statistics") -> tuple[str, ...]:
     return (
         worker.label,
-        state(worker, statistics),
+        _status(worker, statistics),
         str(statistics.frames),
         _number(statistics.frames_per_second, ".1f"),
         _ms(statistics.latency_ms, "p50"),
@@ -109,8 +119,8 @@ def _ending(text: str, cells: int) -> str:
     return f"…{text}"
 
 
-def state(worker: "SourceWorker", statistics: "Statistics") -> str:
-    """Describe the state of a worker: waiting, running, silent, ended or lost."""
+def _status(worker: "SourceWorker", statistics: "Statistics") -> str:
+    """Return the status of a worker: waiting, running, silent, ended or lost."""
     if worker.has_ended:
         return "ended" if worker.error is None else "lost"
     if statistics.silent_s is None:

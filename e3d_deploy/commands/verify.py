@@ -149,7 +149,7 @@ def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice
     try:
         backend, choice = choose(bundle, threads=threads)
     except BackendUnavailable:
-        # No backend agrees in the first steps. A full report on one of them shows where it differs.
+        # No backend agrees in the first steps. The report on the opened backend shows where the backend differs.
         backend = open_first(bundle, threads=threads)
         click.echo(f"auto selects no backend; verifying {backend.name}, the first that opens", err=True)
         return backend, None

@@ -1,1 +1,1 @@
-"""Follow live streams: forecast after each picture, and compare each forecast with the pictures that arrive later."""
+"""Follow streams: forecast after each picture, and compare each forecast with the pictures that arrive later."""

@@ -1,4 +1,4 @@
-"""Record of one picture of a live source, as passed to sinks."""
+"""Record of one picture of a source, as the outputs receive it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Write pictures and forecasts of live sources to videos, files, pipes and standard output."""
+"""Write the pictures and forecasts of sources to videos, files, pipes and standard output."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output
     ):
 
         def put_side_by_side(observation: Observation) -> None:
-            # The worker catches an error of one picture, so it never reaches the outer `naming`.
+            # The worker catches the error of a single picture, so the error never reaches the outer `naming`.
             with naming(output):
                 put(side_by_side(observation.followed))
 

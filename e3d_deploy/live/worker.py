@@ -1,4 +1,4 @@
-"""Thread of one live source, which passes its pictures through a follower to sinks."""
+"""Thread of one source of `e3d stream`, in which pictures pass through a follower to the outputs."""
 
 import threading
 import time

@@ -176,9 +176,9 @@ def test_a_terminal_shows_a_table_that_changes(
     rows = [after for before, after in pairwise(said.splitlines()) if before.split() in titles]
     assert rows
     for row in rows:
-        name, state = row.split()[:2]
+        name, status = row.split()[:2]
         assert name == str(film) if width == 200 else str(film).endswith(name.removeprefix("…"))
-        assert state in ("running", "ended")
+        assert status in ("running", "ended")
         assert len(row) <= width
 
 

@@ -31,7 +31,7 @@ class BoundedQueue(Generic[T]):
 
     @property
     def is_closed(self) -> bool:
-        """True once `close` was called."""
+        """True after the first call to `close`."""
         return self._closed
 
     def put(self, item: T) -> bool:
