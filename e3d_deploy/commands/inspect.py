@@ -30,7 +30,10 @@ LABELS = {
     "unknown_nodes": "nodes of unknown shape",
 }
 """Labels in the tables for JSON keys that need an explanation."""
-YOUNG_RING = "masked with minus infinity, which is slow with ONNX Runtime on some processors; export the model again"
+YOUNG_RING = (
+    "empty slots are masked with minus infinity, which is slow with ONNX Runtime on some processors; export the model "
+    "again"
+)
 ONE_BY_ONE = "stepped one after another; export with `--batch any` to step them together"
 
 

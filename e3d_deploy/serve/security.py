@@ -46,7 +46,7 @@ def token_matches(token: str | None, given: str | None) -> bool:
 def origin_allowed(headers: Headers, settings: Settings) -> bool:
     """Return True if the header Origin is missing, or names this server or an allowed origin.
 
-    Programs other than browsers send no such header.
+    Programs other than browsers usually do not send this header.
     """
     origin = headers.get("origin")
     if origin is None:
@@ -128,9 +128,7 @@ class Guard:
                 await self.app(scope, receive, send)
             else:
                 self.metrics.errors.labels("host").inc()
-                await send(
-                    {"type": "websocket.close", "code": 1008}
-                )  # a close before the WebSocket is accepted: HTTP 403
+                await send({"type": "websocket.close", "code": 1008})  # a close before acceptance becomes HTTP 403
             return
 
         body = _Body(headers, receive)

@@ -256,7 +256,7 @@ def test_videos_that_cannot_be_written_are_named_and_not_listed(
     assert [one["output"] for one in json.loads(result.stdout)["sources"]] == [None, None]
 
 
-def test_raw_frames_are_read_from_a_pipe_that_may_close(bundle: Path, tmp_path: Path) -> None:
+def test_raw_pictures_are_read_from_a_pipe_that_may_close(bundle: Path, tmp_path: Path) -> None:
     """Two processes in a shell, where `head` closes a real pipe."""
     frames = np.random.default_rng(0).integers(0, 256, (COUNT, *SIZE), np.uint8)
     (tmp_path / "raw").write_bytes(frames.tobytes())

@@ -46,7 +46,7 @@ class Recorded:
         """
         with closing(cast(Generator[NDArray[np.uint8]], self.video.pictures)) as pictures:
             for number, picture in enumerate(pictures):
-                # Resampled pictures are evenly spaced in time; the times of the original pictures are not.
+                # Resampled pictures get evenly spaced times, not the times of the frames that were selected for them.
                 time_s = self.video.time_s() if self.resample is None else number / self.resample
                 yield DecodedPicture(picture=picture, time_s=time_s, arrived_s=time.perf_counter(), section=0)
                 if self._closed.is_set():

@@ -1,5 +1,5 @@
-// Draws the pictures, the charts and the numbers of the latest picture. If pictures arrive faster
-// than they can be drawn, only the latest picture is drawn.
+// Draws the pictures, the charts and the numbers of the latest picture. If pictures arrive faster than
+// they can be drawn, only the latest picture is drawn.
 
 import { Chart } from "./charts.js";
 import { FULL_COLOUR, clear, paint, paintDifference, paintLegend } from "./pictures.js";

@@ -71,6 +71,6 @@ def test_an_address_that_cannot_be_read_is_refused_without_its_password(text: st
 
 
 @pytest.mark.parametrize("raw", [(48, 64, 2), (48, 64, 4), (0, 64, 1), (-1, 64, 1), (20_000, 20_000, 1)])
-def test_raw_frames_of_an_impossible_shape_are_refused(raw: tuple[int, int, int]) -> None:
+def test_raw_pictures_of_an_impossible_shape_are_refused(raw: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError, match="raw: got"):
         parse_address("-", raw=raw)

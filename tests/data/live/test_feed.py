@@ -152,7 +152,7 @@ def test_without_pyav_the_extra_is_named(text: str, monkeypatch: pytest.MonkeyPa
         Feed(parse_address(text, raw=(2, 2, 1)), FORM, PATIENT, stdin=io.BytesIO())
 
 
-def test_raw_frames_of_the_form_of_the_model_need_no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_pictures_of_the_form_of_the_model_need_no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with Feed(parse_address("-", raw=FORM.shape), FORM, PATIENT, stdin=io.BytesIO(bytes(24 * 32))) as source:
         assert len(list(source)) == 1
@@ -168,7 +168,7 @@ def test_rtsp_yields_every_picture_that_the_camera_sends(start: Start) -> None:
 
 
 @pytest.mark.parametrize("raw", [(24, 32, 1), (24, 32, 3), (48, 64, 1), (48, 64, 3)])
-def test_raw_frames_are_converted_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
+def test_raw_pictures_are_converted_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
     frames = [np.full(raw, 20 + 10 * number, np.uint8) for number in range(5)]
     stdin = io.BytesIO(b"".join(frame.tobytes() for frame in frames))
     with Feed(parse_address("-", raw=raw), FORM, PATIENT, stdin=stdin) as source:
@@ -178,7 +178,7 @@ def test_raw_frames_are_converted_to_the_form_of_the_model(raw: tuple[int, int, 
     assert (source.is_live, source.frames_per_second) == (False, None)
 
 
-def test_an_incomplete_raw_frame_ends_the_feed_with_its_byte_counts() -> None:
+def test_an_incomplete_raw_picture_ends_the_feed_with_its_byte_counts() -> None:
     stdin = io.BytesIO(bytes(2 * 24 * 32 + 100))
     with Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, stdin=stdin) as source:
         assert len([source.take(), source.take()]) == 2
@@ -194,7 +194,7 @@ def test_an_empty_stdin_is_an_error() -> None:
         source.take()
 
 
-def test_raw_frames_are_not_resampled_as_they_have_no_rate() -> None:
+def test_raw_pictures_are_not_resampled_as_they_have_no_rate() -> None:
     with pytest.raises(ConfigError, match="has no known frame rate"):
         Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, selection=Selection(resample=5), stdin=io.BytesIO())
 
