@@ -215,7 +215,7 @@ def test_device_time_is_separate_if_a_backend_reports_it(bundle: Bundle) -> None
 
 @pytest.mark.parametrize(
     ("device_ms", "on_host", "shown"),
-    [(None, True, "as median"), (None, False, "not reported"), (1.5, False, "1.50 ms")],
+    [(None, True, "same as median"), (None, False, "not reported"), (1.5, False, "1.50 ms")],
 )
 def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
     row: Any = SimpleNamespace(timing=SimpleNamespace(device_median_ms=device_ms), on_host=on_host)
@@ -650,7 +650,7 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
     memory = e3d("benchmark", exported / "tiny.e3d", *QUICK[:-1], "--what", "clip").stdout
     assert "sequences/s" in memory
     assert " MB" in memory
-    assert "as median" in memory
+    assert "same as median" in memory
 
 
 @pytest.mark.parametrize(
