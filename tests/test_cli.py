@@ -373,7 +373,7 @@ def test_pack_and_unpack_report_dropped_engines(bundle_path: Path, tmp_path: Pat
     assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr
     assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(2_500_000)
     small = ["unpack", archive, "-o", tmp_path / "c.e3d", "--limit-mb", 2]
-    assert "bytes, the limit is 2,000,000; raise it with --limit-mb" in failing(*small, "--trust-engines", code=5)
+    assert "but the limit is 2,000,000; raise the limit with --limit-mb" in failing(*small, "--trust-engines", code=5)
     e3d(*small)
 
 

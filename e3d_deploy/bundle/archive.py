@@ -17,9 +17,9 @@ from e3d_deploy.errors import BundleError, BundleMissing
 
 MAX_ENTRIES, LONGEST_NAME = 1000, 200
 MAX_BYTES = 2_000_000_000
-"""Maximum total size of all files (bytes); below the size from which zip needs zip64 headers, which we do not write."""
+"""Maximum total size of all files (bytes). Archives of this size need no zip64 headers, which `pack` does not write."""
 NAME = re.compile(r"\w([\w.+-]*[\w+-])?(/\w([\w.+-]*[\w+-])?)*", re.ASCII)
-"""Pattern of file names: parts of the path neither begin nor end with a dot.
+"""Pattern of file names; no component of the path begins or ends with a dot.
 
 The pattern excludes `..`, absolute paths, drive letters and backslashes.
 """
@@ -44,8 +44,8 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfil
     """Open an archive after checking its form, and yield it with its entries by name.
 
     Raises:
-        BundleMissing: nothing exists at `path`.
-        BundleError: the file is not an archive that `e3d pack` wrote, or is damaged. The damage may also be detected
+        BundleMissing: Nothing exists at `path`.
+        BundleError: The file is not an archive that `e3d pack` wrote, or is damaged. The damage may also be detected
             when an entry is read in the `with` block.
     """
     if not path.exists():
@@ -65,10 +65,10 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfil
 def check_names(names: Iterable[str], path: Path) -> None:
     """Check that names of files stay within the folder, and that no two of them name the same file.
 
-    Names that differ only in case count as the same file, because they are on some systems.
+    Names that differ only in case count as the same file, because some systems ignore the case.
 
     Raises:
-        BundleError: a name leads out of the folder or is too long, or two names collide; the error quotes the names.
+        BundleError: A name leads out of the folder or is too long, or two names collide; the error quotes the names.
     """
     files: dict[str, str] = {}
     names = list(names)
@@ -90,7 +90,7 @@ def check_names(names: Iterable[str], path: Path) -> None:
 
 
 def _check_end(file: IO[bytes], path: Path) -> int:
-    """Return the offset of the directory (bytes), after checking that it is small and ends the file."""
+    """Return the offset of the directory (bytes), after checking that it is small and at the end of the file."""
     size = file.seek(0, 2)
     file.seek(max(0, size - END.size - 20))
     tail = file.read()

@@ -43,18 +43,18 @@ ATTEMPTS, PAUSE_S = 10, 0.01
 """Maximum number of attempts to read a bundle that is being replaced, and the pause between two attempts (s)."""
 
 SIZES = (1, 2, 4, 8, 16, 32)
-"""Numbers of streams per step if the graph accepts any number; few, because some backends compile each size."""
+"""Batch sizes of steps if the graph accepts any batch size; only a few, because some backends compile each size."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Opened bundle. Its files were read into memory and checked, and later changes of the folder do not affect it.
+    """Opened bundle, whose files were read into memory and checked; later changes to the folder do not affect them.
 
     Engines are not read, because they can be built again; `plans.load_plan` reads and checks an engine when it is used.
     """
 
     path: Path
-    """Folder that the bundle was opened from, for messages and for writing; it may have been replaced since."""
+    """Folder that the bundle was opened from, for messages and for writing; the folder may have been replaced since."""
     manifest: Manifest
     """Content of manifest.json."""
     config: ModelConfig
@@ -66,13 +66,13 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Open the bundle in a folder, and check its manifest and the hashes of its files.
 
-        If the bundle is replaced by another one during this call, the result is one of the two, complete.
+        If another process replaces the bundle during this call, the result is the old or the new bundle, complete.
 
         Raises:
-            BundleMissing: nothing exists at `path`.
-            BundleError: a file is missing, truncated or altered, this version cannot read the manifest, or the manifest
-                describes another network than the model file.
-            ResourceLimit: the files do not fit into memory.
+            BundleMissing: Nothing exists at `path`.
+            BundleError: A file is missing, truncated or altered, this version cannot read the manifest, or the manifest
+                describes a different network than the model file.
+            ResourceLimit: The files do not fit into memory.
         """
         path = Path(path)
         try:
@@ -120,7 +120,7 @@ class Bundle:
     def identity(self) -> str:
         """Hash over weights, config and precision policy, which identifies the network that a snapshot belongs to.
 
-        The hash does not depend on the graphs. Fields of the config that have their default value are left out, so that
+        The hash does not depend on the graphs. Fields of the config that have their default value are omitted, so that
         adding a field to `ModelConfig` does not change the identity of existing bundles.
         """
         defaults = ModelConfig().to_dict()
@@ -130,7 +130,7 @@ class Bundle:
 
     @property
     def earlier_identities(self) -> tuple[str, ...]:
-        """Identities that older versions gave to snapshots of the bundle: `digest`."""
+        """Identities in snapshots of the bundle that older versions wrote: they used `digest`."""
         return (self.digest,)
 
     @property
@@ -155,7 +155,7 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """Precision policy of the bundle, one of `policies.POLICIES`; a backend's own graph may have another policy."""
+        """Precision policy of the bundle, one of `policies.POLICIES`; backend-specific graphs may have another."""
         return self.manifest.precision.policy
 
     @property
@@ -165,7 +165,7 @@ class Bundle:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of streams that a step is run with, in ascending order."""
+        """Batch sizes that steps are run with, in ascending order."""
         return SIZES if self.dynamic_batch else (self.batch,)
 
     @cached_property
@@ -179,14 +179,14 @@ class Bundle:
         return tuple(dict.fromkeys(one.name for one in self.manifest.graphs))
 
     def entry(self, name: str, backend: str | None = None) -> GraphEntry:
-        """Return the manifest's entry of a graph: the backend's own graph if there is one, otherwise the shared graph.
+        """Return the manifest's entry of the backend-specific graph if there is one, otherwise of the shared graph.
 
         Args:
             name: `step`, `clip` or `rollout`.
             backend: name of the backend; None prefers the shared graph.
 
         Raises:
-            BundleError: the bundle has no such graph.
+            BundleError: The bundle has no such graph.
         """
         found = self.manifest.entry(name, backend)
         if found is not None:
@@ -208,7 +208,7 @@ class Bundle:
         file.
 
         Raises:
-            BundleError: the bundle has no such graph.
+            BundleError: The bundle has no such graph.
         """
         return self.path / self.entry(name, backend).file
 
@@ -216,7 +216,7 @@ class Bundle:
         """Return the content of the graph that `entry` describes, without its weights.
 
         Raises:
-            BundleError: the bundle has no such graph.
+            BundleError: The bundle has no such graph.
         """
         file = self.entry(name, backend).file
         if file not in self.held:
@@ -225,11 +225,11 @@ class Bundle:
 
     @property
     def weights(self) -> dict[str, Content]:
-        """Contents of the files with the weights of the graphs, by name; shared with libraries, not to be changed."""
+        """Contents of the files with the weights of the graphs, by name. Libraries use the memory: do not change it."""
         return {name: self.held.shared(name) for name in self.held if name.endswith(WEIGHTS_SUFFIX)}
 
     def size(self, name: str) -> int | None:
-        """Return the size of a file (bytes), for an engine its present size on disk; None if the file is missing."""
+        """Return the size of a file (bytes), for an engine its current size on disk; None if the file is missing."""
         if name in self.held:
             return len(self.held[name])
         with suppress(OSError):
@@ -237,7 +237,7 @@ class Bundle:
         return None
 
     def holding(self, names: Collection[str]) -> "Bundle":
-        """Return a bundle that keeps only the given files in memory, for a program that does not need the others."""
+        """Return a bundle that keeps only the given files in memory, for a program that needs no other files."""
         return replace(self, held=self.held.only(names))
 
     def reference(self) -> dict[str, NDArray[Any]]:
@@ -262,7 +262,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
     """Store a report of `verify` in verify.json next to the manifest, replacing an older report on the same backend.
 
-    The manifest does not change, so that the bundle is packed to the same bytes before and after. If the report cannot
+    The manifest does not change, so that `pack` writes the same bytes before and after. If the report cannot
     be written, as on devices with a read-only file system, or if the bundle was exported again since it was opened,
     nothing is stored and a warning is logged.
     """
@@ -277,7 +277,7 @@ def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
 
 
 def verifications(bundle: Bundle) -> dict[str, Verification]:
-    """Return the last report of `verify` on each backend, by its name.
+    """Return the last report of `verify` on each backend, by the name of the backend.
 
     Older versions stored the reports in the manifest; verify.json takes precedence.
     """
@@ -305,8 +305,8 @@ def record_decay(bundle: Bundle, decay: Decay) -> None:
     """Store a decay in the card of a bundle; snapshots and engines of the bundle stay valid.
 
     Raises:
-        BundleError: the bundle was exported again since it was opened.
-        OSError: the manifest cannot be written.
+        BundleError: The bundle was exported again since it was opened.
+        OSError: The manifest cannot be written.
     """
     new = Card(decay=decay).to_dict()
     _change(bundle, lambda manifest: replace(manifest, card={**manifest.card, **new}))
@@ -316,7 +316,7 @@ def _change(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> None:
     """Read the manifest, apply a change and write it, while a lock keeps other processes from writing.
 
     Raises:
-        BundleError: the bundle was exported again since it was opened.
+        BundleError: The bundle was exported again since it was opened.
     """
     with locked(bundle.path):
         manifest = read_manifest(bundle.path)  # read again, because engines may have been built since
@@ -338,8 +338,8 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
     leads to is created or replaced.
 
     Raises:
-        ConfigError: `output` has the suffix of a single file; or it exists and `overwrite` is not set; or it exists and
-            is not a bundle.
+        ConfigError: `output` has the suffix of a single file, exists although `overwrite` is not set, or exists and is
+            not a bundle.
     """
     if output.suffix.lower() in FILE_SUFFIXES:
         raise ConfigError(
@@ -354,7 +354,8 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)
         if overwrite and place.exists():
-            # Lock the old bundle: a process that is about to write its manifest could otherwise write into the new one.
+            # Lock the old bundle. Otherwise, a process that is about to write its manifest could write into the new
+            # bundle.
             with locked(place):
                 swap(folder, place)
             return
@@ -373,7 +374,7 @@ def _finite(text: str) -> float:
     """Convert a number of a JSON file; NaN and infinities are refused, because they could not be written back.
 
     Raises:
-        ValueError: the number is not finite.
+        ValueError: The number is not finite.
     """
     number = float(text)
     if not math.isfinite(number):
@@ -385,7 +386,7 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the bundle in `path`, after checking its fields.
 
     Raises:
-        BundleError: the manifest is missing, or this version cannot read it.
+        BundleError: The manifest is missing, or this version cannot read it.
     """
     with open_folder(path) as folder:
         return _manifest_of(path, _manifest_text(folder))
@@ -428,7 +429,7 @@ def _manifest_of(path: Path, text: bytes) -> Manifest:
 
 
 def _replaced(folder: Folder, text: bytes) -> bool:
-    """Return True if the path of a folder leads to another bundle than the one with the manifest `text`."""
+    """Return True if the path of a folder leads to a bundle whose manifest is not `text`."""
     if folder.replaced():
         return True
     try:
@@ -480,7 +481,7 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
     """Check that a file of a bundle has the hash `digest` from the manifest.
 
     Raises:
-        BundleError: the file is missing, is not a regular file, has another hash, or is outside the bundle.
+        BundleError: The file is missing, is not a regular file, has another hash, or is outside the bundle.
     """
     file = bundle / name
     _check_inside(bundle, name)

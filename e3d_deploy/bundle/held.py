@@ -15,7 +15,7 @@ from e3d_deploy.tensors import Content
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Flags for reading a file; with O_NONBLOCK, opening a pipe without a writer returns, so that it can be refused."""
 ALIGNMENT = 64
-"""Alignment of file contents in memory (bytes); with a smaller one, PyTorch's convolutions take a fifth longer."""
+"""Alignment of file contents in memory (bytes). With a smaller alignment, PyTorch convolutions take a fifth longer."""
 
 
 class HeldFiles:
@@ -44,14 +44,14 @@ class HeldFiles:
         return self._contents[name]
 
     def only(self, names: Collection[str]) -> "HeldFiles":
-        """Return an object with only the given files; memory of the others is freed once it is unreferenced."""
+        """Return an object with only the given files; the memory of the rest is freed when nothing refers to it."""
         return HeldFiles({name: content for name, content in self._contents.items() if name in names})
 
 
 class Folder:
     """Open folder: it stays the same folder even if another folder takes its path.
 
-    Systems that cannot open folders use the path instead; `descriptor` is None there.
+    On systems that cannot open folders, `descriptor` is None and files are opened by their paths.
     """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
@@ -69,8 +69,8 @@ class Folder:
         """Open a regular file of the folder.
 
         Raises:
-            BundleError: the file is not a regular file. Reading a pipe or a device might never end.
-            OSError: the file cannot be opened.
+            BundleError: The file is not a regular file. Reading a pipe or a device might never end.
+            OSError: The file cannot be opened.
         """
         if self.descriptor is None:
             descriptor = os.open(self.path / name, FLAGS)
@@ -87,7 +87,7 @@ class Folder:
         All files are opened before the first file is read, so that files removed in between can still be read.
 
         Raises:
-            BundleError: a file is missing, cannot be read, or is not a regular file.
+            BundleError: A file is missing, cannot be read, or is not a regular file.
         """
         with ExitStack() as opened:
             files = {}
@@ -114,7 +114,7 @@ def open_folder(path: Path) -> Iterator[Folder]:
     """Open a folder for the duration of the `with` block.
 
     Raises:
-        BundleMissing: nothing exists at `path`.
+        BundleMissing: Nothing exists at `path`.
         BundleError: `path` is a file, or the folder cannot be opened.
     """
     if not os.path.isdir(path):  # Unlike `Path.is_dir`, this raises no error for invalid or too long names.
@@ -122,7 +122,7 @@ def open_folder(path: Path) -> Iterator[Folder]:
         if path.suffix.lower() == ".zip" and os.path.exists(path):
             raise BundleError(
                 f"{path}: is a file, and a bundle is a folder; if `e3d pack` wrote the file, unpack it first: "
-                f"`e3d unpack {path} -o NAME.e3d`; if it is a checkpoint of PyTorch, use `e3d import`"
+                f"`e3d unpack {path} -o NAME.e3d`; if it is a PyTorch checkpoint, use `e3d import`"
             )
         if os.path.exists(path):
             raise BundleError(f"{path}: is a file, and a bundle is a folder; {remedy}")

@@ -255,7 +255,7 @@ class Manifest(Entry):
         """Create the manifest from a decoded JSON value, in any schema of `READS`.
 
         Raises:
-            ValueError: a field is missing or has the wrong type; the error names the field.
+            ValueError: A field is missing or has the wrong type; the error names the field.
         """
         if isinstance(value, Mapping) and value.get("schema") == 1 and "graphs" in value:
             graphs = value["graphs"]

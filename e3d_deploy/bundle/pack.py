@@ -50,7 +50,7 @@ def pack(
     Raises:
         ConfigError: `output` exists (and `overwrite` is not set), its parent folder does not exist, or `output` is
             inside the bundle.
-        BundleError: a file is missing or has changed since the bundle was opened, or the bundle is too large for an
+        BundleError: A file is missing or has changed since the bundle was opened, or the bundle is too large for an
             archive.
     """
     if output.exists() and not output.is_dir() and not overwrite:
@@ -68,7 +68,7 @@ def pack(
         sizes[name] = size
     if (total := sum(sizes.values())) > MAX_BYTES:
         raise BundleError(
-            f"{bundle.path}: has {total:,} bytes, an archive can hold {MAX_BYTES:,}; copy the folder instead"
+            f"{bundle.path}: is {total:,} bytes, but an archive can hold {MAX_BYTES:,}; copy the folder instead"
         )
     with new_file(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
         text = manifest_bytes(manifest)
@@ -102,7 +102,7 @@ def unpack(
         The bundle, and the names of the engines that were dropped.
 
     Raises:
-        BundleError: the archive is damaged, incomplete or too large, or does not have the form that `pack` writes.
+        BundleError: The archive is damaged, incomplete or too large, or does not have the form that `pack` writes.
         ConfigError: `output` exists (and `overwrite` is not set, or `output` is not a bundle), or its parent folder
             does not exist.
     """
@@ -116,7 +116,7 @@ def unpack(
             for name, digest in bundle.manifest.files.items():
                 if name.startswith(ENGINES):
                     check_file(folder, name, digest)
-        except BundleError as error:  # The text names the temporary folder: name the archive instead.
+        except BundleError as error:  # The text names the temporary folder; the user knows the archive.
             raise BundleError(str(error).replace(str(folder), str(path))) from error
     return dataclasses.replace(bundle, path=output), dropped
 
@@ -155,13 +155,13 @@ def _extract(
     """Write the files of an archive into a folder, after comparing their names with the archive's manifest.
 
     Returns:
-        The names of the engines that were left out.
+        The names of the engines that were dropped.
     """
     if MANIFEST not in entries:
         raise BundleError(f"{folder}: has no {MANIFEST}, so it is not a bundle; give an archive that `e3d pack` wrote")
     if entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{folder}: its {MANIFEST} has {entries[MANIFEST].file_size:,} bytes, expected at most "
+            f"{folder}: its {MANIFEST} is {entries[MANIFEST].file_size:,} bytes, expected at most "
             f"{MAX_MANIFEST_BYTES:,}; do not use this archive"
         )
     (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
@@ -174,7 +174,9 @@ def _extract(
     manifest = packed if trust_engines else without_engines(packed)
     total = sum(entries[name].file_size for name in manifest.files)
     if total > most_bytes:
-        raise BundleError(f"{folder}: contains {total:,} bytes, the limit is {most_bytes:,}; raise it with --limit-mb")
+        raise BundleError(
+            f"{folder}: contains {total:,} bytes, but the limit is {most_bytes:,}; raise the limit with --limit-mb"
+        )
     for name in manifest.files:
         size = entries[name].file_size
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from e3d_deploy.files import sha256
 
 
 def weights_sha256(bundle: Bundle) -> str:
-    """Return the SHA-256 of the weights that the graphs read: of the file, or if there are several, of their hashes."""
+    """Return the SHA-256 of the weights file; with several weights files, a hash over their names and hashes."""
     files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(WEIGHTS_SUFFIX)}
     if len(files) == 1:
         return str(*files.values())
@@ -29,10 +29,10 @@ def check_sources(bundle: Bundle, graph: str, target: str) -> None:
     """Check that the files that an engine was just built from still have the hashes of the manifest.
 
     TensorRT reads these files by their paths, so they may have changed since the bundle was opened. Call this after a
-    build and before the engine is recorded.
+    build and before the engine is listed in the manifest.
 
     Raises:
-        BundleError: a file has changed, for example because the bundle was exported again.
+        BundleError: A file has changed, for example because the bundle was exported again.
     """
     for name, digest in bundle.manifest.files.items():
         file = bundle.path / name
@@ -51,8 +51,8 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
         compute_capability: compute capability of the GPU that will run the plan, such as 9.0; None skips the check.
 
     Raises:
-        BundleError: the bundle has no such plan, or the file does not have the hash of the manifest; or the plan was
-            built for another version or GPU, or from another graph or other weights.
+        BundleError: The manifest lists no such plan, or the plan cannot be read, does not have the hash of the
+            manifest, or was built from a different graph, with different weights, or for a different version or GPU.
     """
     name = f"{graph}.{target}"
     file = bundle.path / f"{ENGINES}{name}.plan"
@@ -80,7 +80,7 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
 def _problem(
     bundle: Bundle, graph: str, sidecar: EngineSidecar, version: str, compute_capability: str | None
 ) -> str | None:
-    """Return why a plan cannot be used, as a clause whose subject is the plan; None if it can."""
+    """Return why a plan cannot be used, as a clause whose subject is the plan; None if it can be used."""
     made_from = sources(bundle, graph, sidecar.target)
     if sidecar.graph_sha256 != made_from["graph_sha256"]:
         return "was built from another graph than that of the bundle"
@@ -100,7 +100,7 @@ def _problem(
 def _runs_on(built: str, version: str) -> bool:
     """Return True if a version-compatible plan runs on a version of TensorRT.
 
-    Such a plan runs on the version that built it, and on later versions up to the next major version.
+    Such a plan runs on the version that built it, and on later versions up to and including the next major version.
     """
     old, new = ([int(part) for part in text.split(".")[:3]] for text in (built, version))
     return old <= new and new[0] - old[0] <= 1

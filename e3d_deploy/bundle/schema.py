@@ -14,7 +14,8 @@ EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true o
 class Entry:
     """Base of the classes that describe an object of the file; a subclass adds the fields.
 
-    A field without a default is required. A field with a default is optional, and is not written if it has the default.
+    A field without a default is required. A field with a default is optional, and is written only if its value
+    differs from the default.
     """
 
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -28,7 +29,7 @@ class Entry:
             where: path of the object in the file, such as `graphs[0]`, for messages.
 
         Raises:
-            ValueError: a field is missing or has the wrong type; the error names the field.
+            ValueError: A field is missing or has the wrong type; the error names the field.
         """
         if not isinstance(value, Mapping):
             raise ValueError(f"{where or 'file'}: got {reprlib.repr(value)}, expected an object")
@@ -68,7 +69,7 @@ def _is_default(one: Any, value: object) -> bool:
 
 
 def _read(hint: Any, value: object, where: str) -> Any:
-    """Check that a decoded JSON value has the type of an annotation, and return it as that type."""
+    """Check a decoded JSON value against an annotation; convert lists to tuples, and objects to entries."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

@@ -1,4 +1,4 @@
-"""Tests that the files of a bundle are read once, also while another bundle replaces it."""
+"""Opening of bundles, whose files are read once, even if another bundle replaces them during the reading."""
 
 import os
 import shutil
@@ -23,10 +23,13 @@ from tests.runtime.backends.test_contract_files import another, overwrite
 
 
 def before_reading(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], *, times: int = 1) -> list[int]:
-    """Run `action` after the manifest is read and before the other files are; return a list that grows by each reading.
+    """Run `action` after the manifest is read and before the remaining files are read.
 
     Args:
-        times: number of readings for which the action runs.
+        times: number of attempts to read a bundle for which the action runs.
+
+    Returns:
+        A list that gets an item at each attempt.
     """
     read, calls = Folder.read, list[int]()
 
@@ -48,7 +51,7 @@ def consistent(bundle: Bundle, path: Path) -> bool:
 
 
 @pytest.mark.parametrize("folders_can_be_held", [True, False])
-def test_a_bundle_that_is_replaced_while_it_is_read_is_one_of_the_two(
+def test_opening_a_bundle_during_its_replacement_gives_the_old_or_the_new_one(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders_can_be_held: bool
 ) -> None:
     """Replace the bundle like `e3d export --overwrite`: exchange the two folders, and remove the old one."""
@@ -66,7 +69,7 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_one_of_the_two(
 
 
 @pytest.mark.skipif(os.open not in os.supports_dir_fd, reason="this system cannot hold folders open")
-def test_a_bundle_that_only_moved_is_read_to_its_end(
+def test_a_bundle_that_is_moved_while_it_is_open_is_read_completely(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new, copy = another(bundle_path, tmp_path / "new.e3d"), shutil.copytree(bundle_path, tmp_path / "copy.e3d")
@@ -92,7 +95,7 @@ def test_a_bundle_that_is_removed_once_its_files_are_open_is_read(
     assert consistent(bundle, copy)
 
 
-def test_one_that_is_published_without_end_is_refused_in_the_end(
+def test_a_bundle_that_is_replaced_at_every_attempt_is_refused(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "supports_dir_fd", set())
@@ -126,7 +129,7 @@ def published_in_steps(bundle_path: Path, new: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_bundle_whose_path_is_absent_for_a_moment_is_waited_for(
+def test_opening_waits_for_a_bundle_whose_path_is_absent_for_a_moment(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
     new = another(bundle_path, tmp_path / "new.e3d")
@@ -140,7 +143,7 @@ def test_a_bundle_whose_path_is_absent_for_a_moment_is_waited_for(
     assert len(pauses) == 1
 
 
-def test_a_bundle_that_is_nowhere_is_refused_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bundle_is_refused_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waits"))
     with pytest.raises(BundleError, match="no such bundle"):
         Bundle.open(bundle_path.with_name("absent.e3d"))
@@ -154,7 +157,7 @@ def test_a_damaged_bundle_is_refused_at_once(bundle_path: Path, monkeypatch: pyt
     assert len(calls) == 1
 
 
-def test_the_config_is_of_the_bytes_that_were_hashed(
+def test_the_config_is_read_from_the_bytes_that_were_hashed(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, config = shutil.copytree(bundle_path, tmp_path / "copy.e3d"), folder._config
@@ -180,7 +183,7 @@ def test_files_that_do_not_fit_into_memory_are_a_resource_limit(
         Bundle.open(bundle_path)
 
 
-def test_what_is_held_cannot_be_written_by_accident(bundle_path: Path) -> None:
+def test_contents_in_memory_are_read_only(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     with pytest.raises(ValueError, match="read-only"):
         bundle.held[MODEL][0] = 1
@@ -189,7 +192,7 @@ def test_what_is_held_cannot_be_written_by_accident(bundle_path: Path) -> None:
     assert "held=" not in repr(bundle)
 
 
-def test_contents_are_aligned_as_a_mapped_file_is(bundle_path: Path) -> None:
+def test_contents_are_aligned_in_memory(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     assert {bundle.held[name].ctypes.data % held.ALIGNMENT for name in bundle.held} == {0}
 
@@ -199,7 +202,7 @@ def test_shared_memory_is_the_memory_that_was_hashed() -> None:
     assert files.shared("a").ctypes.data == files["a"].ctypes.data
 
 
-def test_an_archive_is_of_what_was_opened(bundle_path: Path, tmp_path: Path) -> None:
+def test_an_archive_contains_the_files_that_were_opened(bundle_path: Path, tmp_path: Path) -> None:
     expected = pack(Bundle.open(bundle_path), tmp_path / "expected.zip").read_bytes()
     bundle = Bundle.open(bundle_path)
     overwrite(bundle_path)

@@ -36,7 +36,7 @@ def test_a_bundle_of_links_opens_and_is_packed_as_files(linked: Path, exported: 
     assert set(contents(unpacked.path)) == {"manifest.json", *bundle.manifest.files}
 
 
-def test_what_is_written_into_a_bundle_of_links_leaves_the_store_as_it_is(linked: Path) -> None:
+def test_writing_into_a_bundle_of_links_does_not_change_the_store(linked: Path) -> None:
     store = linked.parents[1] / "blobs"
     before = contents(store)
     write_manifest(linked, Bundle.open(linked).manifest)
@@ -45,7 +45,7 @@ def test_what_is_written_into_a_bundle_of_links_leaves_the_store_as_it_is(linked
     Bundle.open(linked)
 
 
-def test_a_link_to_another_content_is_refused(linked: Path, tmp_path: Path) -> None:
+def test_a_link_to_different_content_is_refused(linked: Path, tmp_path: Path) -> None:
     model, digest = linked / "model.safetensors", Bundle.open(linked).manifest.files["model.safetensors"]
     (tmp_path / "other").write_bytes(b"other")
     for target, said in ((tmp_path / "other", "altered"), (tmp_path, "not a regular"), (tmp_path / "nothing", "read")):

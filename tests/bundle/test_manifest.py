@@ -63,7 +63,7 @@ def test_a_manifest_is_written_as_it_was_read(exported: Path) -> None:
         assert Manifest.from_json(content(path)).to_json() == content(path)
 
 
-def test_what_was_read_in_schema_1_is_written_in_it(old_path: Path) -> None:
+def test_a_manifest_of_schema_1_is_written_in_schema_1(old_path: Path) -> None:
     before = content(old_path)
     write_manifest(old_path, read_manifest(old_path))
     after = content(old_path)
@@ -209,7 +209,7 @@ def test_a_manifest_with_a_wrong_value_is_refused(
         ({}, "not made by e3d_deploy"),
         ({"e3d_deploy": "["}, "its config cannot be read"),
         ({"e3d_deploy": "{}"}, "its config cannot be read"),
-        ({"e3d_deploy": '{"format": 2}'}, "format 2, this version reads 1; update e3d_deploy"),
+        ({"e3d_deploy": '{"format": 2}'}, "has format 2, but this version reads format 1; update e3d_deploy"),
         ({"e3d_deploy": '{"format": 1, "config": "none"}'}, "config: got 'none', expected fields and values"),
     ],
     ids=str,
@@ -243,7 +243,7 @@ def test_a_bundle_that_another_process_made_meanwhile_is_not_replaced(bundle_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_backend_takes_its_own_graph_before_the_one_for_all(shared_path: Path) -> None:
+def test_a_backend_specific_graph_is_preferred_to_the_shared_graph(shared_path: Path) -> None:
     bundle = Bundle.open(shared_path)
     own = replace(bundle.entry("step"), backends=("openvino", "tensorrt"), file="own.onnx")
     both = changed(bundle, graphs=(own, *bundle.manifest.graphs))
@@ -261,7 +261,7 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(shared_path: Path)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "emulated"])
-def test_a_backend_opens_the_graph_that_is_its_own(shared_path: Path, name: str) -> None:
+def test_a_backend_opens_its_backend_specific_graph(shared_path: Path, name: str) -> None:
     bundle = Bundle.open(shared_path)
     own = replace(bundle.entry("step"), backends=(name,), file="own.onnx")
     with pytest.raises(BundleError, match=r"own\.onnx: "):
@@ -286,7 +286,7 @@ def test_a_graph_of_another_backend_changes_nothing(shared_path: Path) -> None:
         stream = Predictor.of_bundle(mixed, backend).stream(renewal="replay")
         for _ in range(mixed.context_length):
             stream.push(picture)
-        found = stream.forecast(mixed.horizon)  # made by steps, because the clip graph is for another backend
+        found = stream.forecast(mixed.horizon)  # made by single steps, because the clip graph is for another backend
     with runtime.load(shared_path, "onnxruntime") as predictor:
         stream = predictor.stream(renewal="replay")
         for _ in range(mixed.context_length):

@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @pytest.fixture(scope="module")
 def recorded() -> Arrays:
-    """Return `frames` [T, H, W, C], and the recorded outputs after each frame.
+    """Return the pictures `frames` [T, H, W, C], and the outputs recorded after each picture.
 
     The outputs are `predictions` [T, C, H, W] and `forecasts` [T, horizon, C, H, W].
     """
@@ -42,12 +42,12 @@ def old(request: pytest.FixtureRequest) -> Iterator[Predictor]:
         yield predictor
 
 
-def test_a_stream_gives_what_it_gave(old: Predictor, recorded: Arrays) -> None:
+def test_a_stream_returns_the_recorded_outputs(old: Predictor, recorded: Arrays) -> None:
     expect(old.stream(renewal="none"), recorded, first=0)
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_a_snapshot_goes_on_as_it_did(old: Predictor, recorded: Arrays, name: str) -> None:
+def test_a_restored_snapshot_returns_the_recorded_outputs(old: Predictor, recorded: Arrays, name: str) -> None:
     stream = old.stream(Snapshot.load(OLD / f"{name}.npz"))
     pushed = SNAPSHOTS[name]
     assert stream.pushed == pushed
@@ -56,7 +56,7 @@ def test_a_snapshot_goes_on_as_it_did(old: Predictor, recorded: Arrays, name: st
 
 
 def expect(stream: runtime.Stream, recorded: Arrays, *, first: int) -> None:
-    """Push the recorded frames from number `first` on, and compare all outputs with the recorded ones."""
+    """Push the recorded pictures from number `first` on, and compare all outputs with the recorded outputs."""
     for number in range(first, len(recorded["frames"])):
         stream.push(recorded["frames"][number])
         prediction, forecast = stream.prediction, stream.forecast(3)

@@ -84,7 +84,7 @@ def refused(path: Path, match: str, *, code: int = 5, **options: Any) -> None:
     assert sorted(path.parent.iterdir()) == before
 
 
-def test_a_bundle_comes_out_as_it_went_in(bundle_path: Path, packed: Path, tmp_path: Path) -> None:
+def test_an_unpacked_bundle_equals_the_packed_one(bundle_path: Path, packed: Path, tmp_path: Path) -> None:
     bundle, dropped = unpack(packed, tmp_path / "out.e3d")
     assert contents(tmp_path / "out.e3d") == contents(bundle_path)
     assert (bundle.path, bundle.digest, dropped) == (tmp_path / "out.e3d", Bundle.open(bundle_path).digest, [])
@@ -106,7 +106,7 @@ def test_the_same_bundle_gives_the_same_bytes(packed: Path, tmp_path: Path, monk
     assert {(info.date_time, info.compress_type, info.extra) for info in infos} == {((1980, 1, 1, 0, 0, 0), 0, b"")}
 
 
-def test_engines_stay_behind(with_engine: Bundle, tmp_path: Path) -> None:
+def test_engines_are_not_packed_by_default(with_engine: Bundle, tmp_path: Path) -> None:
     bundle, dropped = unpack(pack(with_engine, tmp_path / "a.zip"), tmp_path / "out.e3d")
     assert dropped == []
     assert bundle.manifest.engines == {}
@@ -114,7 +114,7 @@ def test_engines_stay_behind(with_engine: Bundle, tmp_path: Path) -> None:
     assert not (bundle.path / "engines").exists()
 
 
-def test_engines_that_were_packed_come_out_only_where_they_are_trusted(with_engine: Bundle, tmp_path: Path) -> None:
+def test_packed_engines_are_unpacked_only_if_they_are_trusted(with_engine: Bundle, tmp_path: Path) -> None:
     path = pack(with_engine, tmp_path / "a.zip", engines=True)
     bundle, dropped = unpack(path, tmp_path / "out.e3d")
     assert dropped == ["step.tensorrt"]
@@ -126,7 +126,7 @@ def test_engines_that_were_packed_come_out_only_where_they_are_trusted(with_engi
     assert contents(bundle.path) == contents(with_engine.path)
 
 
-def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_the_option(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     for call in (lambda: pack(bundle, packed), lambda: unpack(packed, bundle_path)):
         with pytest.raises(ConfigError, match="already exists; give --overwrite"):
@@ -147,7 +147,9 @@ def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "tiny.e3d", "tiny.e3d.zip"}
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
+def test_a_link_stays_and_the_bundle_or_archive_behind_it_is_replaced(
+    packed: Path, bundle_path: Path, tmp_path: Path
+) -> None:
     link, archive_link = tmp_path / "link.e3d", tmp_path / "link.zip"
     link.symlink_to(bundle_path.name)
     archive_link.symlink_to(packed.name)
@@ -170,7 +172,7 @@ def test_no_archive_is_written_into_the_bundle(bundle_path: Path) -> None:
     assert contents(bundle_path) == before
 
 
-def test_an_engine_that_is_lost_is_not_packed(with_engine: Bundle, tmp_path: Path) -> None:
+def test_a_missing_engine_is_refused(with_engine: Bundle, tmp_path: Path) -> None:
     (with_engine.path / "engines" / "step.tensorrt.plan").unlink()
     with pytest.raises(
         BundleError, match=r"step\.tensorrt\.plan: is missing; build the engines again, or pack without"
@@ -185,7 +187,7 @@ def test_trusted_engines_are_hashed(with_engine: Bundle, tmp_path: Path) -> None
     refused(path, r"step\.tensorrt\.plan: altered or truncated", trust_engines=True)
 
 
-def test_a_workspace_that_another_process_removes_at_once_is_made_again(
+def test_a_workspace_that_another_process_removes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A workspace that is not locked yet looks like a leftover of a killed run."""
@@ -204,7 +206,9 @@ def test_a_workspace_that_another_process_removes_at_once_is_made_again(
         (folder / "file").touch()
 
 
-def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_waits_for_a_process_that_takes_it_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, threads = tempfile.mkdtemp, []
 
     def make_and_let_it_be_found(**options: Any) -> str:
@@ -236,11 +240,11 @@ def test_an_engine_that_changes_while_it_is_packed_is_not_packed(with_engine: Bu
     assert not list(tmp_path.glob("*a.zip*"))
 
 
-def test_a_bundle_too_large_for_an_archive_is_said_so(
+def test_a_bundle_too_large_for_an_archive_is_refused(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pack_module, "MAX_BYTES", 1000)
-    with pytest.raises(BundleError, match="an archive can hold 1,000; copy the folder"):
+    with pytest.raises(BundleError, match="but an archive can hold 1,000; copy the folder"):
         pack(Bundle.open(bundle_path), tmp_path / "a.zip")
 
 
@@ -290,7 +294,7 @@ def test_names_that_leave_the_folder_are_refused(packed: Path, name: str) -> Non
     refused(packed, "not a valid name within a folder")
 
 
-def test_a_name_that_zero_cuts_short_is_refused(packed: Path) -> None:
+def test_a_name_with_a_null_byte_is_refused(packed: Path) -> None:
     packed.write_bytes(packed.read_bytes().replace(b"step.onnx", b"step.onn\0"))
     refused(packed, "not a valid name within a folder")
 
@@ -303,19 +307,19 @@ def test_links_and_special_files_are_refused(packed: Path, kind: int) -> None:
     refused(packed, "is a link or another special file")
 
 
-def test_a_name_that_comes_twice_is_refused(packed: Path) -> None:
+def test_a_duplicate_name_is_refused(packed: Path) -> None:
     infos = plain(entries_of(packed))
     with pytest.warns(UserWarning, match="Duplicate name"):
         write(packed, [*infos, (entry("step.onnx", 1), b"x")])
     refused(packed, r"contains 'step\.onnx' twice")
 
 
-def test_names_that_differ_by_case_alone_are_refused(packed: Path) -> None:
+def test_names_that_differ_only_in_case_are_refused(packed: Path) -> None:
     write(packed, plain(entries_of(packed) | {"Step.ONNX": b"x"}))
     refused(packed, r"contains 'step\.onnx' and 'Step\.ONNX', which differ only in case")
 
 
-def test_a_name_that_is_file_and_folder_is_refused(packed: Path) -> None:
+def test_a_name_of_both_a_file_and_a_folder_is_refused(packed: Path) -> None:
     write(packed, plain(entries_of(packed) | {"STEP.onnx/x": b"x"}))
     refused(packed, r"contains 'step\.onnx' both as a file and as a folder")
 
@@ -326,7 +330,7 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(packed: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["clip.onnx", "manifest.json", "model.safetensors"])
-def test_a_file_that_is_missing_is_said(packed: Path, name: str) -> None:
+def test_a_file_that_the_archive_lacks_is_named(packed: Path, name: str) -> None:
     entries = entries_of(packed)
     del entries[name]
     write(packed, plain(entries))
@@ -352,7 +356,7 @@ def test_a_file_with_another_hash_is_refused(packed: Path) -> None:
     ],
     ids=range(7),
 )
-def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: str) -> None:
+def test_an_invalid_manifest_is_refused(packed: Path, text: bytes, match: str) -> None:
     write(packed, plain(entries_of(packed) | {"manifest.json": text}))
     refused(packed, match)
 
@@ -377,9 +381,9 @@ def test_a_manifest_with_wrong_values_is_refused(packed: Path, changes: dict[str
     refused(packed, match)
 
 
-def test_a_manifest_beyond_all_measure_is_not_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_manifest_is_not_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_module, "MAX_MANIFEST_BYTES", 100)
-    refused(packed, r"its manifest\.json has [\d,]+ bytes")
+    refused(packed, r"its manifest\.json is [\d,]+ bytes")
 
 
 def test_too_many_entries_are_refused_before_they_are_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,20 +425,22 @@ FLAGS, PACKED_SIZE, SIZE, OFFSET = slice(8, 10), slice(20, 24), slice(24, 28), s
     ],
     ids=range(7),
 )
-def test_a_line_that_lies_about_its_entry_is_refused(packed: Path, field: slice, value: int, match: str) -> None:
+def test_a_directory_record_that_contradicts_its_entry_is_refused(
+    packed: Path, field: slice, value: int, match: str
+) -> None:
     patched(packed, "step.onnx", field, value)
     refused(packed, match)
 
 
-def test_sizes_that_both_lie_are_refused(packed: Path) -> None:
-    """The unpacked files can therefore not be larger than the archive."""
+def test_two_sizes_that_are_wrong_in_the_same_way_are_refused(packed: Path) -> None:
+    """Otherwise the unpacked files could be larger than the archive."""
     for field in (SIZE, PACKED_SIZE):
         patched(packed, "step.tensorrt.onnx", field, 1_900_000_000)  # the last entry
     refused(packed, r"its entries end at byte [12],[\d,]+, expected")
 
 
 def test_entries_that_share_bytes_are_refused(packed: Path) -> None:
-    """Many entries could share the bytes of one: a zip bomb that needs no compression."""
+    """Many entries that share the same bytes would be a zip bomb that needs no compression."""
     with zipfile.ZipFile(packed) as opened:
         place = opened.getinfo("clip.onnx").header_offset
     patched(packed, "step.onnx", OFFSET, place)
@@ -459,11 +465,11 @@ def test_zip64_is_refused(packed: Path) -> None:
 
 def test_sizes_beyond_the_limit_are_refused(packed: Path) -> None:
     total = sum(len(content) for name, content in entries_of(packed).items() if name != "manifest.json")
-    refused(packed, f"contains {total:,} bytes, the limit is {total - 1:,}", most_bytes=total - 1)
+    refused(packed, f"contains {total:,} bytes, but the limit is {total - 1:,}", most_bytes=total - 1)
     unpack(packed, packed.parent / "out.e3d", most_bytes=total)
 
 
-def test_a_byte_that_changed_on_the_way_is_found(packed: Path) -> None:
+def test_a_changed_byte_is_detected(packed: Path) -> None:
     raw = bytearray(packed.read_bytes())
     raw[len(raw) // 2] ^= 1
     packed.write_bytes(raw)
@@ -479,7 +485,7 @@ def test_bytes_around_the_entries_are_refused(packed: Path) -> None:
     assert entries  # zipfile itself accepts the last of these archives
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     refused(path, "no such file", code=2)
     for content in (b"", b"PK", b"text" * 100, bytes(5000), b"PK\x05\x06" + bytes(18)):
@@ -501,8 +507,8 @@ def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:
         refused(packed, "truncated|not a zip archive")
 
 
-def test_no_damage_does_more_than_refuse(packed: Path, tmp_path: Path) -> None:
-    """Bytes are changed at random, most of them in headers; the archive is refused or gives exactly the bundle."""
+def test_a_damaged_archive_is_refused_or_gives_the_whole_bundle(packed: Path, tmp_path: Path) -> None:
+    """Bytes are changed at random, most of them in headers; the archive is refused, or unpacks to the same bundle."""
     raw, rng = packed.read_bytes(), random.Random(0)
     expected = entries_of(packed)
     with zipfile.ZipFile(packed) as opened:
@@ -536,8 +542,8 @@ def test_an_error_while_unpacking_leaves_nothing(packed: Path, tmp_path: Path, m
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.e3d", "tiny.e3d.zip"}
 
 
-def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> None:
-    """Only its lock distinguishes a folder that is being written from a leftover of a killed run."""
+def test_the_workspace_of_a_running_process_is_not_removed(packed: Path, tmp_path: Path) -> None:
+    """Only a lock distinguishes the workspace of a running process from a leftover of a killed run."""
 
     def meanwhile(_: str) -> None:
         if not (tmp_path / "out.e3d").exists():
@@ -557,7 +563,7 @@ def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_bundle_that_is_replaced_is_whole_before_and_after(
+def test_a_bundle_is_complete_before_and_after_its_replacement(
     packed: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     """Without `at_once`, the system cannot exchange two folders, and three renames are used instead."""
@@ -602,7 +608,7 @@ def large(bundle_path: Path) -> Bundle:
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["pack", "unpack"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_killed_run_leaves_nothing_or_the_whole(
+def test_a_killed_run_leaves_no_output_or_a_complete_one(
     bundle_path: Path, tmp_path: Path, verb: str, overwrite: bool
 ) -> None:
     bundle = large(bundle_path)
@@ -657,8 +663,8 @@ print("begun", flush=True)
     assert [path.name for path in folder.iterdir()] == ["target"]
 
 
-def test_sizes_that_archives_are_made_for() -> None:
-    """No file within the limit makes zipfile write zip64 headers, which it does from 1/1.05 of the zip limit on."""
+def test_archives_of_the_maximum_size_need_no_zip64() -> None:
+    """zipfile writes zip64 headers for files above 1/1.05 of the zip limit; no file of allowed size is that large."""
     assert archive.MAX_BYTES * 1.05 < zipfile.ZIP64_LIMIT
 
 

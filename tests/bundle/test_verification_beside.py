@@ -27,7 +27,7 @@ def test_a_bundle_is_packed_to_the_same_bytes_before_and_after_verify(bundle_pat
     assert written["bundle"] == Bundle.open(bundle_path).digest
 
 
-def test_inspect_reads_the_report_where_it_lies(bundle_path: Path) -> None:
+def test_inspect_reads_the_report_in_verify_json(bundle_path: Path) -> None:
     record_verification(Bundle.open(bundle_path), PASSED)
     found = inspect_bundle(bundle_path).verified
     assert found == {"onnxruntime": Verified(against="torch", largest_difference=1e-7, passed=True)}
