@@ -12,7 +12,7 @@ from e3d_deploy.commands._options import BUNDLE, MAX_FRAMES, PROFILED, THREADS, 
 from e3d_deploy.commands._output import as_json, table, working
 
 if TYPE_CHECKING:
-    from e3d_deploy.measure.profile import Part, ProfileResult
+    from e3d_deploy.measure.profile import NodeShare, ProfileResult
 
 
 @click.command(
@@ -44,7 +44,7 @@ def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: in
     remarks(result)
 
 
-def show(title: str, rows: Sequence[tuple[str, "Part"]], top: int) -> None:
+def show(title: str, rows: Sequence[tuple[str, "NodeShare"]], top: int) -> None:
     """Print the slowest nodes or types, and the sum of the remaining ones."""
     shown = [
         (

@@ -9,8 +9,8 @@ from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
 MAX_BYTES = 64_000_000
-"""Maximum size of a file that is read. Results have a few thousand bytes; a path given by mistake may be a video, or a
-device that never ends."""
+"""Maximum size of a file that is read. Results are a few thousand bytes. A path given by mistake may be a video, or a
+device that can be read without end."""
 
 
 def read_baseline(path: Path) -> dict[str, Any]:
@@ -56,10 +56,10 @@ def _problem(error: Exception) -> str:
 
 
 def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float) -> Comparison:
-    """Compare the medians of two benchmarks, given as JSON values, row by row.
+    """Compare the median times of two benchmarks, given as JSON values.
 
-    A row has regressed if its ratio is more than 1 + tolerance. No row counts as regressed if processor, GPU, threads,
-    bundle or batch differ.
+    A task on a backend has regressed if its ratio is more than 1 + tolerance. Nothing counts as regressed if processor,
+    GPU, threads, bundle or batch size differ.
     """
     ours, theirs = conditions(result), conditions(baseline)
     different = [f"{name}: {theirs[name]}, now {ours[name]}" for name in ours if ours[name] != theirs[name]]
@@ -87,10 +87,10 @@ def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: f
 
 
 def regressions(comparison: Comparison) -> list[str]:
-    """Return one sentence for each row that has regressed."""
+    """Return one sentence for each task and backend that has regressed."""
     return [
         f"{row.what} of {row.backend}: {row.median_ms:.2f} ms is {row.ratio:.2f} times the baseline's "
-        f"{row.baseline_ms:.2f} ms, {1 + comparison.tolerance:.2f} is allowed"
+        f"{row.baseline_ms:.2f} ms, but at most {1 + comparison.tolerance:.2f} times is allowed"
         for row in comparison.rows
         if row.regressed
     ]
@@ -108,7 +108,7 @@ def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def medians(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Return the median time of each row by task and backend (ms).
+    """Return the median time of each result, by task and backend (ms).
 
     Raises:
         ValueError: A median is not a positive, finite number.

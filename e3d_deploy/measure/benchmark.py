@@ -41,14 +41,14 @@ def benchmark(
     The backends are timed in turn, one block of calls each. The speed-up is the median of the ratios within a turn.
 
     Args:
-        backends: opened backends; the others are compared with the first.
+        backends: opened backends; all later ones are compared with the first.
         what: tasks to time, from `tasks.WHAT`.
         threads: number of threads with which the backends were opened; recorded in the result.
         seconds: minimum length of a block.
         repeats: number of blocks per backend.
         play: function that opens the video for `end-to-end`; None to read pictures from memory without decoding.
         renewal: renewal of the stream that `stream` times; None for the default of the bundle.
-        memory: also measure the peak memory of each backend, in a process of its own.
+        memory: also measure the peak memory of each backend, in a separate process.
 
     Raises:
         ConfigError: There is no backend or no task, a task is unknown, or a name is given twice.
@@ -68,7 +68,7 @@ def benchmark(
         accuracy[backend.name] = _accuracy(bundle, backend)
     peaks: dict[str, int | None] = dict.fromkeys(names)
     for name in names if memory else []:
-        progress(f"memory of {name}")
+        progress(f"measuring the memory of {name}")
         peaks[name] = peak_alone(bundle, name, what, renewal, threads=threads)
     rows = []
     for one in what:
@@ -120,7 +120,7 @@ def _row(
     peak_bytes: int | None,
     accuracy: Accuracy,
 ) -> Row:
-    """Return the row of one backend.
+    """Return the result of one task on one backend.
 
     Args:
         blocks: blocks of the backend.

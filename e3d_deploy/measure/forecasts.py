@@ -17,8 +17,8 @@ from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
 COPIES = 3
-"""Number of arrays of the size of all forecasts in memory at once: the single forecasts, the stacked forecasts and the
-truth. Files are written piece by piece and do not count."""
+"""Number of arrays, each as large as all forecasts together, that are in memory at once: the single forecasts, the
+stacked forecasts and the truth. Writing files takes little memory, because they are written piece by piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Forecasts:
         return self._mean_error(lambda clip, _: self.last[clip])
 
     def _mean_error(self, predicted: Callable[[int, int], Clip]) -> float:
-        """Return the mean error over the known frames, one by one, because copies of all could fill the memory."""
+        """Return the mean error over the known frames. Copies of all frames at once could fill the memory."""
         places = np.argwhere(self.known).tolist()
         return float(np.mean([metrics.mse(predicted(clip, t), self.truth[clip, t]) for clip, t in places]))
 

@@ -24,7 +24,7 @@ def drift(report: Report) -> bytes:
         axes.plot(range(1, len(shown) + 1), shown, label=f"{report.backend}: {name}", **thick)
     if isfinite(report.budget):
         axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
-    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="steps on own predictions")
+    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="end of the context")
     axes.set(yscale="log", xlabel="step", ylabel="largest |difference| from PyTorch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(report.predictions) > report.steps:
@@ -63,7 +63,7 @@ def _bars(axes: Any, what: str, rows: Sequence[Row], *, legend: bool) -> None:
             xerr=[[max(0.0, row.timing.median_ms - low)], [max(0.0, high - row.timing.median_ms)]],
             color="black",
             capsize=3,
-            label="interval of the median",
+            label="confidence interval of the median",
         )
         axes.plot(row.timing.p99_ms, place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
         end = max(row.timing.p99_ms, high)
@@ -84,14 +84,14 @@ def _bars(axes: Any, what: str, rows: Sequence[Row], *, legend: bool) -> None:
     axes.tick_params(labelsize=8)
     if legend:
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        names = ("median", "interval of the median", "p99")
+        names = ("median", "confidence interval of the median", "p99")
         axes.figure.legend(
             [handles[name] for name in names], names, loc="outside upper right", ncols=3, fontsize=8, frameon=False
         )
 
 
 def _stream_curve(rate: Any, wait: Any, streams: StreamCurves) -> None:
-    """Plot the total frame rate of all streams, and the time of a round, over the number of streams."""
+    """Plot the total frame rate of all streams, and the time of a round, against the number of streams."""
     for curve, color in zip(streams.curves, cycle(COLORS), strict=False):
         counts = [point.streams for point in curve.points]
         rate.plot(counts, [point.frames_per_second for point in curve.points], "o-", ms=4, color=color)

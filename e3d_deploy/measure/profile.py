@@ -1,4 +1,4 @@
-"""Time of a step by node and by node type, compared with the limits of the machine."""
+"""Time of a step per node and per node type, compared with the limits of the machine."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,45 +26,45 @@ KINDS = {
     "FullyConnected": "MatMul",
     "FusedGemm": "Gemm",
 }
-"""ONNX type of each node type that libraries name differently, for convolutions and matrix products."""
+"""ONNX types of convolutions and matrix products, by the different names that libraries give to these types."""
 BLOCKED = "_nchwc"
-"""Suffix of the outputs of convolutions that ONNX Runtime replaced with its own nodes."""
+"""Suffix that ONNX Runtime adds to the output names of convolutions that it replaced with its own nodes."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Timed node of a library, and the cost of its graph node."""
+class TimedNode:
+    """Node as a library timed it, and the cost of the corresponding graph node."""
 
     timed: NodeTime
     cost: "NodeCost | None"
 
     @property
     def name(self) -> str:
-        """Name of the node in the graph; its name in the library if the graph node is unknown."""
+        """Name of the graph node; if the graph node is unknown, the name that the library reports."""
         return self.cost.name if self.cost else self.timed.name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Time of one node, or of all nodes of one type."""
+class NodeShare:
+    """Share of one node, or of all nodes of one type, in the time of a step."""
 
     name: str | None
     """Name of the node; None for a type."""
     kind: str
-    """Type of the node in the library."""
+    """Type of the node, as the library names it."""
     ms: float
     """Mean time per step (ms)."""
     calls: float
     """Mean number of calls per step."""
     share: float
-    """Share of the total time inside nodes."""
+    """Share of the time of all nodes."""
     gflops: float | None
     """Speed (10⁹ FLOP/s); None if the FLOP are unknown."""
     roofline_share: float | None
-    """Minimum time for the FLOP and bytes, divided by the measured time; None if unknown."""
+    """Minimum time for the FLOP and bytes, divided by the measured time; None if either is unknown."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the part as JSON values, without a name if it is a type."""
+        """Return the fields as JSON values, without `name` for a type."""
         found = json_object(self)
         if self.name is None:
             del found["name"]
@@ -81,7 +81,7 @@ class StepRoofline:
     """Speed of the fastest copy, bytes read plus bytes written (GB/s)."""
     flop: int
     least_bytes: int
-    """Minimum of bytes moved: inputs, outputs and weights, which fusion of nodes cannot save."""
+    """Minimum number of bytes moved: inputs, outputs and weights. Fusing nodes does not avoid these transfers."""
     least_ms: float
     share: float
     """Minimum time divided by the measured time."""
@@ -93,19 +93,19 @@ class ProfileResult:
 
     backend: str
     bundle: Mapping[str, Any]
-    """Path, digest and batch of the bundle."""
+    """Path, digest and batch size of the bundle."""
     steps: int
     """Number of steps timed."""
     step_ms: float
     nodes_ms: float
     """Time inside nodes per step (ms)."""
-    nodes: tuple[Part, ...]
+    nodes: tuple[NodeShare, ...]
     """Times of the nodes, longest first."""
-    types: tuple[Part, ...]
+    types: tuple[NodeShare, ...]
     """Times of the node types, longest first."""
     roofline: StepRoofline | None
     roofline_missing: str | None
-    """Reason if there is no roofline."""
+    """Reason why there is no roofline; None if there is one."""
     environment: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class ProfileResult:
         return json_object(
             {
                 "schema": SCHEMA,
-                "what": f"one step with a full history, mean of {self.steps}; shares are of the time inside nodes",
+                "what": f"one step with a full history, mean of {self.steps} steps; shares are shares of the node time",
                 **vars(self),
                 "nodes": [node.to_json() for node in self.nodes],
                 "types": [one.to_json() for one in self.types],
@@ -136,22 +136,22 @@ def profile(
     """
     threads = check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
-    costs, missing = _costs(bundle, backend) if roofline else ([], "not asked for")
+    costs, missing = _costs(bundle, backend) if roofline else ([], "not requested")
     limits = measure(threads) if costs else None
-    rows = [Row(timed, cost) for timed, cost in match(traced.nodes, costs)]
-    total = sum(row.timed.ms for row in rows)
-    kinds: dict[str, list[Row]] = {}
-    for row in rows:
-        kinds.setdefault(row.timed.kind, []).append(row)
-    types = [_part(None, kind, members, total, limits) for kind, members in kinds.items()]
+    timed_nodes = [TimedNode(timed, cost) for timed, cost in match(traced.nodes, costs)]
+    total = sum(one.timed.ms for one in timed_nodes)
+    kinds: dict[str, list[TimedNode]] = {}
+    for one in timed_nodes:
+        kinds.setdefault(one.timed.kind, []).append(one)
+    types = [_share(None, kind, members, total, limits) for kind, members in kinds.items()]
     return ProfileResult(
         backend=backend,
         bundle={"path": bundle.path.name, "digest": bundle.digest, "batch": bundle.batch},
         steps=steps,
         step_ms=traced.step_ms,
         nodes_ms=total,
-        nodes=tuple(_part(row.name, row.timed.kind, [row], total, limits) for row in rows),
-        types=tuple(sorted(types, key=lambda part: -part.ms)),
+        nodes=tuple(_share(one.name, one.timed.kind, [one], total, limits) for one in timed_nodes),
+        types=tuple(sorted(types, key=lambda one: -one.ms)),
         roofline=_step_roofline(bundle, backend, traced.step_ms, limits) if limits else None,
         roofline_missing=missing,
         environment=environment(threads),
@@ -166,7 +166,8 @@ def match(nodes: Iterable[NodeTime], costs: Iterable["NodeCost"]) -> list[tuple[
     result = []
     for timed in nodes:
         name = timed.name.removesuffix(BLOCKED)
-        while name not in by_name and "/" in name:  # libraries append fusions, as in NODE/MatmulTransposeFusion/
+        # Libraries append the names of fusions, as in NODE/MatmulTransposeFusion/.
+        while name not in by_name and "/" in name:
             name = name.rstrip("/").rpartition("/")[0]
         found = by_name.get(name)
         same = found is not None and found.kind == KINDS.get(timed.kind, timed.kind)
@@ -174,18 +175,18 @@ def match(nodes: Iterable[NodeTime], costs: Iterable["NodeCost"]) -> list[tuple[
     return result
 
 
-def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Roofline | None) -> Part:
-    """Return the total time of nodes, and the roofline share of the nodes with a known cost."""
-    ms = sum(row.timed.ms for row in rows)
-    known = [(row.timed.ms, row.cost) for row in rows if row.cost is not None and row.cost.bytes_moved]
+def _share(name: str | None, kind: str, nodes: list[TimedNode], total: float, limits: Roofline | None) -> NodeShare:
+    """Sum the times of nodes; the roofline share covers only the nodes with a known cost."""
+    ms = sum(node.timed.ms for node in nodes)
+    known = [(node.timed.ms, node.cost) for node in nodes if node.cost is not None and node.cost.bytes_moved]
     known_ms = sum(time for time, _ in known)
     least = sum(limits.least_ms(cost.flop, cost.bytes_moved) for _, cost in known) if limits else 0.0
     flop = sum(cost.flop for _, cost in known)
-    return Part(
+    return NodeShare(
         name=name,
         kind=kind,
         ms=ms,
-        calls=sum(row.timed.calls for row in rows),
+        calls=sum(node.timed.calls for node in nodes),
         share=ms / total if total else 0.0,
         gflops=flop / known_ms / 1e6 if flop else None,
         roofline_share=least / known_ms if limits and known_ms else None,

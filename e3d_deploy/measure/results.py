@@ -43,7 +43,7 @@ class Row:
     """Result of one task on one backend."""
 
     what: str
-    """Task timed."""
+    """Name of the task."""
     backend: str
     on_host: bool
     """True if the backend computes on the host."""
@@ -57,10 +57,10 @@ class Row:
     sequences_per_second: float | None
     """Number of forecasts from a context per second; None for tasks that do not make such forecasts."""
     speedup: float
-    """Median of the time of the first backend divided by the time of this backend, within each turn."""
+    """Median over the turns of the time of the first backend divided by the time of this backend in the same turn."""
     warm_up_calls: int
     settled: bool
-    """True if the time had settled when the warm-up ended."""
+    """True if the median time had settled, by `timing.SETTLED`, when the warm-up ended."""
     peak_bytes: int | None
     """Peak memory of a process that runs only this backend (bytes)."""
     accuracy: Accuracy
@@ -91,7 +91,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points of one backend, in ascending order of streams."""
+    """Points of one backend, ordered by the number of streams."""
 
     backend: str
     points: tuple[Point, ...]
@@ -116,7 +116,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCurves:
-    """Time of a round by number of streams, and the number of streams that meet a latency goal."""
+    """Time of a round per number of streams, and the number of streams that meet a latency goal."""
 
     how: str
     """Description of a round."""
@@ -131,7 +131,7 @@ class StreamCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """Median of a row compared with the same row of an earlier run."""
+    """Median time of a task on a backend, compared with the median time in an earlier run."""
 
     what: str
     backend: str
@@ -139,7 +139,7 @@ class Ratio:
     baseline_ms: float
     ratio: float
     regressed: bool
-    """True if the row is slower than the tolerance allows, under the same conditions."""
+    """True if the conditions are the same and the ratio exceeds 1 + tolerance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +156,12 @@ class Comparison:
     """Descriptions of the conditions that differ."""
     rows: tuple[Ratio, ...]
     missing: tuple[str, ...]
-    """Rows that only one of the two runs has."""
+    """Tasks and backends that only one of the two runs measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """Result of a benchmark: its rows, and the conditions of the measurement."""
+    """Results of a benchmark, and the conditions of the measurement."""
 
     what: Mapping[str, str]
     """Tasks timed, each with its description."""
@@ -176,7 +176,7 @@ class BenchmarkResult:
     confidence: float
     """Probability that the true median is in its confidence interval."""
     bundle: Mapping[str, Any]
-    """Path, digest, batch and precision of the bundle."""
+    """Path, digest, batch size and precision policy of the bundle."""
     rows: tuple[Row, ...]
     streams: StreamCurves | None = None
     baseline: Comparison | None = None

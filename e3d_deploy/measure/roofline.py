@@ -15,10 +15,11 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.measure.child import call_child
 
 SIDES = (512, 1024, 2048)
-"""Sides of the square matrices that are multiplied; the fastest product counts."""
+"""Numbers of rows of the square matrices that are multiplied; the fastest product counts."""
 COPIED = 256 << 20
 """Size of the array that is copied, far larger than the caches (bytes)."""
 TRIES = 8
+"""Number of timed calls of each product and of the copy; the fastest call counts."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Roofline:
 
 
 def measure(threads: int | None) -> Roofline:
-    """Measure the limits with the given number of threads, or with all cores if it is None.
+    """Measure the limits with the given number of threads, or with one thread per core if `threads` is None.
 
     The measurement runs in a new process, because NumPy sets its number of threads when it is imported.
 
@@ -52,7 +53,7 @@ def measure(threads: int | None) -> Roofline:
 
 
 def child(threads: str) -> str:
-    """Measure both limits in this process; return them as JSON."""
+    """Measure both limits in this process; return [GFLOP/s, GB/s] as JSON."""
     return json.dumps([_matrix_product(), _copy(int(threads))])
 
 

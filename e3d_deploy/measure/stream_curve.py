@@ -1,4 +1,4 @@
-"""Time of a round by number of streams, and the maximum number of streams that meet a latency goal."""
+"""Time of a round per number of streams, and the maximum number of streams that meet a latency goal."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class LatencyGoal:
 
 
 def portions(backend: Backend, streams: int) -> list[int]:
-    """Return the number of rows of each step in a round, chosen from the sizes that the backend supports."""
+    """Return the batch size of each step in a round, chosen from the batch sizes that the backend supports."""
     result = []
     while streams > 0:
         result.append(step_size(backend, streams))
@@ -73,7 +73,8 @@ def stream_curve(
 
     Args:
         counts: numbers of streams to measure, each at least 1.
-        goal: latency goal; also find the maximum number of streams that meet it, which measures further numbers.
+        goal: latency goal. If given, also search for the maximum number of streams that meet the goal; the search
+            measures further numbers of streams.
         renewal: renewal of the streams. None means the default of the bundle, or `none` if its graphs step a fixed
             number of streams.
 

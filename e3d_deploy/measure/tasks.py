@@ -52,7 +52,9 @@ def check_what(what: Sequence[str]) -> None:
         ConfigError: There is no task, or a task is unknown.
     """
     if not what or (unknown := [one for one in what if one not in WHAT]):
-        raise ConfigError(f"what: got {', '.join(unknown) if what else 'nothing'}, expected some of {', '.join(WHAT)}")
+        raise ConfigError(
+            f"what: got {', '.join(unknown) if what else 'nothing'}, expected one or more of {', '.join(WHAT)}"
+        )
 
 
 def make_task(
@@ -88,7 +90,7 @@ def make_task(
             if bundle.horizon < 2:
                 raise ConfigError("rollout: the bundle forecasts one frame, which needs no rollout; time the step")
             for prediction, state in rollout(backend, batched, bundle.context_length):
-                last = (prediction, state)  # not a list of all: states may be large
+                last = (prediction, state)  # keep only the last pair, because states may be large
             return Task(lambda: _device(backend, backend.rollout(*last)), bundle.horizon - 1, 2, forecasts=False)
         case "end-to-end":
             return _end_to_end(bundle, backend, play)

@@ -16,7 +16,8 @@ from e3d_deploy.turns import Clock
 
 REPEATS = 5
 CONFIDENCE = 0.9
-"""Desired confidence of the interval of a median. The confidence reached depends on the repeats, and is recorded."""
+"""Desired confidence of the interval of a median. The actual confidence depends on the number of blocks and is
+recorded."""
 SETTLED = 0.05
 """Relative difference of the medians of two successive blocks at which warm-up ends."""
 PATIENCE = 10
@@ -50,7 +51,7 @@ class Runner:
     calls: int = 0
     warm_up_calls: int = 0
     settled: bool = False
-    """True if the time had settled when warm-up ended."""
+    """True if the medians of the last two warm-up blocks differed by at most `SETTLED`."""
 
     def block(self, seconds: float) -> Block:
         """Time a block of calls of at least `seconds`."""
@@ -86,7 +87,7 @@ def blocks_in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, p
         runner.warm_up(seconds)
 
     def measure(runner: Runner, number: int) -> Block:
-        progress(f"{runner.name}, {number} of {repeats}")
+        progress(f"{runner.name}, block {number} of {repeats}")
         return runner.block(seconds)
 
     return turns.in_turn([partial(measure, runner) for runner in runners], repeats)

@@ -37,7 +37,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
 
 
 class Paced:
-    """Real backend whose calls take given times on the simulated clock."""
+    """Real backend. Its calls advance the simulated clock by given times."""
 
     device: Any = None
 
@@ -217,12 +217,14 @@ def test_device_time_is_separate_if_a_backend_reports_it(bundle: Bundle) -> None
     ("device_ms", "on_host", "shown"),
     [(None, True, "same as median"), (None, False, "not reported"), (1.5, False, "1.50 ms")],
 )
-def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
+def test_the_device_column_distinguishes_host_times_from_missing_times(
+    device_ms: float | None, on_host: bool, shown: str
+) -> None:
     row: Any = SimpleNamespace(timing=SimpleNamespace(device_median_ms=device_ms), on_host=on_host)
     assert device_time(row) == shown
 
 
-def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
+def test_a_backend_with_wrong_predictions_is_shown_as_wrong(bundle: Bundle) -> None:
     class Broken(Paced):
         def step(self, frame: NDArray[Any], state: Any) -> Any:
             prediction, following = super().step(frame, state)
@@ -239,7 +241,7 @@ def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
     [
         (("step",), (), "backends: got none, expected at least one"),
         ((), ("a",), "what: got nothing"),
-        (("step", "frame"), ("a",), "what: got frame, expected some of step, stream, rollout"),
+        (("step", "frame"), ("a",), "what: got frame, expected one or more of step, stream, rollout"),
         (("step",), ("a", "a"), "given twice"),
     ],
 )
@@ -315,7 +317,7 @@ def test_a_curve_has_rates_times_and_the_answer_to_a_latency_goal(bundle: Bundle
     assert curve[2].frames_per_second == pytest.approx(2 / 0.012)
     assert curve[9].step_sizes == (4, 4, 1)
     first, second = found.answers
-    assert (first.backend, first.streams) == ("batching", 8)  # two steps of four
+    assert (first.backend, first.streams) == ("batching", 8)  # two steps of batch size 4
     assert (second.backend, second.streams, second.best.streams) == ("single", 0, 1)
     assert second.best.p99_ms == pytest.approx(40)
     assert [point.streams for point in found.curves[1].points] == [1, 2]
@@ -373,11 +375,11 @@ def result_of(**ms: float) -> dict[str, Any]:
     }
 
 
-def test_a_row_beyond_the_tolerance_has_regressed() -> None:
+def test_a_result_beyond_the_tolerance_has_regressed() -> None:
     found = compare(result_of(torch=10.9, onnxruntime=12.0), result_of(torch=10.0, onnxruntime=10.0), 0.1)
     assert [row.regressed for row in found.rows] == [False, True]
     assert regressions(found) == [
-        "step of onnxruntime: 12.00 ms is 1.20 times the baseline's 10.00 ms, 1.10 is allowed"
+        "step of onnxruntime: 12.00 ms is 1.20 times the baseline's 10.00 ms, but at most 1.10 times is allowed"
     ]
     assert regressions(compare(result_of(torch=12.0), result_of(torch=10.0), tolerance=0.25)) == []
 
@@ -433,7 +435,7 @@ def test_versions_of_the_packages_in_extras_are_recorded() -> None:
     assert set(PACKAGES) <= {one.partition(">=")[0] for requirements in lists for one in requirements}
 
 
-def test_rows_that_only_one_side_has_are_named() -> None:
+def test_results_that_only_one_run_has_are_named() -> None:
     found = compare(result_of(torch=1.0), result_of(openvino=1.0), 0.1)
     assert found.rows == ()
     assert found.missing == ("step of openvino", "step of torch")
@@ -450,7 +452,7 @@ def test_a_file_that_is_not_a_benchmark_is_refused(tmp_path: Path, text: str) ->
         read_baseline(tmp_path / "nowhere.json")
 
 
-def test_peak_memory_is_measured_in_its_own_process(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_peak_memory_is_measured_in_a_separate_process(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     peak = peak_alone(bundle, "onnxruntime", ["step"], threads=1)
     assert peak is not None
     assert 20e6 < peak < 1e9
@@ -659,7 +661,7 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
         (["--backends", ""], "expected names separated by commas"),
         (["--backends", "torch,,openvino"], "expected names separated by commas"),
         (["--backends", "torch,torch"], "expected each name once"),
-        (["--what", "frame"], "what: got frame, expected some of step, stream, rollout, clip, end-to-end"),
+        (["--what", "frame"], "what: got frame, expected one or more of step, stream, rollout, clip, end-to-end"),
         (["--what", ""], "expected names separated by commas"),
         (["--streams", "0,1"], "expected numbers of 1 or more"),
         (["--streams", ""], "expected whole numbers"),

@@ -1,4 +1,4 @@
-"""Forecasts with their truth."""
+"""Errors of forecasts whose truth is known."""
 
 import tracemalloc
 

@@ -125,7 +125,7 @@ def test_the_tables_show_the_longest_and_the_rest(exported: Path, limits: None) 
     assert len(types.splitlines()) == len(nodes.splitlines()) == 1 + 4 + 1
     assert "peak of this machine: 50.0 GFLOP/s (matrix product) and 10.0 GB/s (copy)" in shown
     told = e3d("profile", exported / "tiny.e3d", "--steps", 1, "--no-roofline")
-    assert "the column `of roofline` is empty: not asked for" in told.stderr
+    assert "the column `of roofline` is empty: not requested" in told.stderr
 
 
 @pytest.mark.parametrize(
