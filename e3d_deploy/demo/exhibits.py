@@ -43,7 +43,7 @@ class Exhibit:
     measured_by: str
     """Command that measured the quality."""
     tested_on: str
-    """Description of the test clips of this measurement, which follows their number: "1000 generated test clips …"."""
+    """Description of the test clips of this measurement; the report writes the number of clips before it."""
     examples: Callable[[Form], list[NDArray[Any]]]
     """Function that returns test clips, each uint8 [CONTEXT + HORIZON, H, W, C]."""
     video: Callable[[Form], Clips]

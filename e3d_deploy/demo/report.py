@@ -95,7 +95,7 @@ def _section(section: Section) -> str:
     )
     return f"""
 <h2>{escape(section.exhibit.title)}</h2>
-<h3>Top row: the truth. Bottom row: the context, followed by the forecast in a bright frame</h3>
+<h3>Top row: the truth. Bottom row: the context, followed by the forecast in a bright border</h3>
 <img src="{_data(section.gif.read_bytes(), "gif")}" alt="forecast">{images}
 <h3>Quality of the model</h3><p>On {card["quality"]["sequences"]} {escape(section.exhibit.tested_on)},
 measured earlier by <code>{section.exhibit.measured_by}</code>, not in this run. MSE and MAE are summed over

@@ -210,7 +210,7 @@ def _rows(example: tuple[Frames, Frames]) -> dict[str, Frames]:
 def _animation(examples: Sequence[tuple[Frames, Frames]]) -> Frames:
     """Draw pairs of truth and forecast side by side as one clip, [T, C, H, W].
 
-    The top row shows the truth. The bottom row shows the context, followed by the forecast in a bright frame.
+    The top row shows the truth. The bottom row shows the context, followed by the forecast in a bright border.
     """
     columns = []
     for truth, forecast in examples:
