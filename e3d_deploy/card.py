@@ -9,21 +9,23 @@ from e3d_deploy.config import Fit
 from e3d_deploy.errors import ConfigError
 
 AGES = (1, 2, 3, 5, 10, 12, 15, 20, 30, 60, 100, 150)
-"""Ages of a state at which its forecasts are measured (frames seen)."""
+"""Ages of the state at which the forecast error is measured by default (frames)."""
 REACH, TOLERANCE = 6, 1.03
 """Limits of `Decay.ageless`: the measurement must reach age REACH · C, where C is the context length in training, and
 no age above C may have more than TOLERANCE times the error at C."""
 
 LONGEST, LARGEST = 10**9, 1e100
-"""Maximum count (frames or clips), and maximum error or interval (ms), in a card; larger values mean damage."""
+"""Limits of the values in a card; a card with larger values is damaged. LONGEST limits numbers of frames and clips,
+and LARGEST limits errors and intervals (ms)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Lengths of the clips that a model was trained on, and the time between their frames.
+    """Context length, horizon and frame interval of the clips that a model was trained on.
 
     Raises:
-        ConfigError: A length is not from 1 to LONGEST, or an interval is not above 0.
+        ConfigError: A length is not from 1 to LONGEST, an interval is not above 0 and at most LARGEST, or
+            `interval_range_ms` is not a pair.
     """
 
     context_length: int
@@ -49,7 +51,7 @@ class Window:
 
     @classmethod
     def of_rates(cls, context_length: int, horizon: int, rates: Sequence[float]) -> "Window":
-        """Return the window of sources with the given frame rates.
+        """Return a window whose intervals are computed from the frame rates of the sources.
 
         Args:
             rates: known rates of the sources (frames per second); empty if no rate is known.
@@ -88,9 +90,10 @@ class Decay:
     data: str
     """Source of the clips."""
     clips: int
-    """Number of clips measured; `windows` in reports."""
+    """Number of clips measured; `report` calls them windows."""
     mse: Mapping[int, tuple[float, ...]]
-    """Squared errors by age: one per frame of the forecast, summed over the pixels and averaged over the clips."""
+    """Squared errors for each age: one error per frame of the forecast, summed over its pixels and averaged over the
+    clips."""
     copy_last: tuple[float, ...]
     """Squared errors of a forecast that repeats the last frame of the context, one per frame."""
 
@@ -114,7 +117,7 @@ class Decay:
         return math.fsum(self.mse[age]) / len(self.mse[age])
 
     def ratio(self, age: int) -> float:
-        """Return the error at an age divided by the error at age C; infinite if only the latter is 0."""
+        """Return the error at an age divided by the error at age C; infinite if only the error at C is 0."""
         error, reference = self.mean(age), self.mean(self.context_length)
         if reference == 0:  # clipped predictions can be exact, for example on black frames
             return math.inf if error > 0 else 1.0
@@ -122,18 +125,18 @@ class Decay:
 
     @property
     def ageless(self) -> bool:
-        """True if the record is long enough, and forecasts do not get worse with the age of the state."""
+        """True if age REACH · C was measured, and no age above C has more than TOLERANCE times the error at C."""
         older = [age for age in self.mse if age > self.context_length]
         return max(self.mse) >= REACH * self.context_length and all(self.ratio(age) <= TOLERANCE for age in older)
 
     @property
     def verdict(self) -> str:
-        """Sentence on the growth of the error with the age, with the remedy."""
+        """Sentence that tells how the error grows with the age of the state, and whether a renewal is needed."""
         C, older = self.context_length, [age for age in self.mse if age > self.context_length]
         worst = max(older, key=self.ratio, default=C)
         if not self.ageless and self.ratio(worst) <= TOLERANCE:
             return (
-                f"the record ends at age {max(self.mse)}, which is too young to judge old states; "
+                f"the measurement ends at age {max(self.mse)}, which is too young to judge old states; "
                 f"measure the decay on clips that reach age {REACH * C}"
             )
         age = max(older) if self.ageless else worst
@@ -172,7 +175,7 @@ class Card:
     window: Window | None = None
     decay: Decay | None = None
     fit: Fit = "stretch"
-    """Method by which training fitted pictures of another shape to the size of a frame."""
+    """Method that fitted pictures with another aspect ratio to the size of a frame in training."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Entries unknown to this version, which are preserved."""
 
@@ -198,7 +201,7 @@ class Card:
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "Card":
-        """Return the card that `to_dict` turned into entries.
+        """Create a card from the entries that `to_dict` returned.
 
         Raises:
             ConfigError: An entry is damaged.

@@ -69,15 +69,16 @@ def content(model: E3DLSTM, *, card: Card | None = None, dtype: torch.dtype = to
 
 
 def load(path: str | Path) -> E3DLSTM:
-    """Load the model in `path` on the CPU, in evaluation mode, with weights converted to float32.
+    """Load a model file on the CPU, in evaluation mode; weights of `WIDENED` types are converted to float32.
 
     Raises:
-        CheckpointError: The file is not a model file, or its weights do not fit its config or are not finite.
+        CheckpointMissing: The file does not exist.
+        CheckpointError: The file is not a model file, its weights do not fit its config, or a weight is not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (`file` is not a dictionary)
     except FileNotFoundError as error:
         raise CheckpointMissing(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
@@ -93,7 +94,7 @@ def load(path: str | Path) -> E3DLSTM:
 def _remedy_for_folder(folder: Path) -> str:
     """Return the remedy for an error about a path that is a folder instead of a model file."""
     if (folder / "manifest.json").exists():
-        return "a bundle was given; give the model file that it was exported from"
+        return "it is a bundle; give the model file that the bundle was exported from"
     if (model := folder / "model.safetensors").exists():
         return f"give {model}"
     return "give a model made by `e3d train`"
@@ -107,7 +108,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
         path: path of the file, for error messages.
 
     Raises:
-        CheckpointError: The file is not a model file, or its weights do not fit its config or are not finite.
+        CheckpointError: The file is not a model file, its weights do not fit its config, or a weight is not finite.
     """
     try:
         arrays, metadata = tensors_of(content)
@@ -117,7 +118,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
 
 
 def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, torch.Tensor]) -> E3DLSTM:
-    """Return the model with the config that the metadata of a file contain, and with the given weights."""
+    """Create a model from the weights and the metadata of a file; the metadata contain the config."""
     config = ModelConfig.from_dict(entries_of(path, metadata)["config"])
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
@@ -156,7 +157,7 @@ def check_finite(name: str, weight: torch.Tensor, source: str | Path) -> None:
 
 
 def read_card(path: str | Path) -> Card:
-    """Return the card of the model in `path`; an empty card if the file has none.
+    """Return the card in a model file; an empty card if the file has none.
 
     Raises:
         CheckpointError: The file is not a model file, or its card is damaged.
@@ -170,7 +171,7 @@ def read_card(path: str | Path) -> Card:
 
 
 def write_card(path: str | Path, card: Card) -> None:
-    """Replace the card of the model in `path` atomically; weights and config do not change.
+    """Replace the card in a model file atomically; weights and config do not change.
 
     If `path` is a link, a new file replaces the link. The file behind the link does not change: it may be part of a
     cache such as Hugging Face's, where the name of each file is its hash.

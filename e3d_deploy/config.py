@@ -11,7 +11,7 @@ from e3d_deploy.errors import ConfigError
 
 Semantics = Literal["paper", "google", "openstl"]
 Fit = Literal["stretch", "crop", "pad"]
-"""Methods that fit a picture of another shape to a frame: stretch it, crop its edges, or pad it with black."""
+"""Methods that fit a picture with another aspect ratio to a frame: stretch it, crop its edges, or pad it with black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +31,19 @@ class ModelConfig:
     hidden: tuple[int, ...] = (64, 64, 64, 64)
     """Hidden channels of each layer, from bottom to top."""
     kernel_size: int = 5
-    """Height and width of the convolution kernels (patches); odd. Their depth is always 2."""
+    """Height and width of the convolution kernels (patches); odd. The depth of the kernels is always 2."""
     window_length: int = 2
     """Frames in the window of the 3D convolutions; at least 2."""
     history_length: int = 20
     """Cell states kept for recall, including the initial zero state (τ in the paper). For this number of steps the
     result equals the result with an unlimited history; after that, only the latest states are recalled."""
     layer_norm: bool = True
-    """Normalise the gates. The cell is always normalised, because it would double at each step otherwise."""
+    """Normalise the gates. The cell state is always normalised, because it could double at each step otherwise."""
     norm_eps: float = 1e-5
     """Constant added to the variance in every norm. The released TensorFlow code uses 1e-12; see docs/model.md."""
     semantics: Semantics = "paper"
     """Implementation that the network follows. `paper`: each cell updates the global memory. `google`: cells return the
-    memory unchanged, as in the released TensorFlow code, so it is always zero. `openstl`: like OpenSTL's port."""
+    memory unchanged, as in the released TensorFlow code, so the memory is always zero. `openstl`: OpenSTL's port."""
     stride: int = 1
     """Stride of the convolutions (patches); nearest upsampling restores the grid. Must be 1 except with `openstl`."""
 
@@ -119,19 +119,19 @@ class ModelConfig:
         """Channels of the global memory that each layer receives.
 
         With `paper` semantics, the bottom layer receives the memory of the top layer at the previous step, and each
-        other layer the memory of the layer below. With other semantics, all layers receive that of the top layer.
+        other layer the memory of the layer below. With `google` or `openstl`, all layers receive that of the top layer.
         """
         if self.semantics != "paper":
             return (self.hidden[-1],) * len(self.hidden)
         return (self.hidden[-1], *self.hidden[:-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
+        """Return the fields as JSON values; a field outside `FIRST` is omitted if it has its default."""
         return _to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
-        """Return the config that `to_dict` turned into JSON values.
+        """Create a config from the JSON values that `to_dict` returned.
 
         Raises:
             ConfigError: A field is missing, unknown or invalid.
@@ -149,7 +149,7 @@ class ModelConfig:
 
 
 def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, Any]:
-    """Return the fields of a config as JSON values, without fields outside `FIRST` that have their default."""
+    """Return the fields of a config as JSON values; a field outside `FIRST` is omitted if it has its default."""
     always = config.FIRST.split()
     written = {
         field.name: getattr(config, field.name)
@@ -174,7 +174,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a training. The defaults are the recipe `modern`; docs/training.md compares the recipes.
+    """Settings of a training run. The defaults are the recipe `modern`; docs/training.md compares the recipes.
 
     Raises:
         ConfigError: A value is invalid.
@@ -187,9 +187,10 @@ class TrainConfig:
     steps: int = 80_000
     """Total number of optimizer steps."""
     batch_size: int = 4
-    """Clips per optimizer step, over all processes and accumulated parts."""
+    """Clips per optimizer step: the sum over all processes and micro-batches."""
     accumulate: int = 1
-    """Parts into which the clips of a step are split and computed one after another, to save memory."""
+    """Micro-batches into which the clips of an optimizer step are split, to save memory. They are computed one after
+    another, and their gradients are added up."""
     loss: Loss = "mean"
     """Loss. `mean`: mean squared difference plus weighted mean absolute difference, over all predicted frames. `sum`:
     half the sum of squares plus the weighted sum of absolute differences over the batch, as in google/e3d_lstm."""
@@ -211,26 +212,28 @@ class TrainConfig:
     """Schedule of the learning rate. `cosine`: rises for `warmup_steps`, then falls to 0 along a cosine. `onecycle`:
     PyTorch's OneCycleLR. `constant`: does not change."""
     schedule_by: ScheduleBy = "steps"
-    """Progress that the schedules follow. `steps`: learning rate and scheduled sampling depend on the number of steps
-    done. `time`: they depend on the elapsed share of the time limit, and use elapsed time / limit × `steps` as the
-    step; training makes at most `steps` steps. Warm-up is always counted in steps."""
+    """Progress that learning rate and scheduled sampling follow. `steps`: the number of optimizer steps done. `time`:
+    the elapsed share of the time limit; elapsed time / limit × `steps` takes the place of the number of steps
+    done. Training ends after `steps` steps even if time is left. Warm-up is always counted in steps."""
     warmup_steps: int = 100
     """Warm-up steps (`cosine` only)."""
     sampling: Sampling = "scheduled"
-    """Sampling of the input frames. `scheduled`: the context is always true frames, and true frames after the context
-    become rarer. `reverse`: early in training, predictions replace frames of the context too."""
+    """Sampling of the input frames. `scheduled`: the context always consists of true frames; after the context,
+    true frames become rarer during training. `reverse`: early in training, predictions replace frames of the context
+    too."""
     sampling_start: float = 1.0
     """Initial probability that the input is a true frame and not a prediction (`scheduled` only)."""
     sampling_decrease: float | None = None
-    """Decrease of the probability of a true frame per step (`scheduled` only); None: reaches 0 at `sampling_stop`."""
+    """Decrease of the probability of a true frame per step (`scheduled` only); None: the probability reaches 0 at
+    `sampling_stop`."""
     sampling_hold_steps: int | None = None
     """Step at which `reverse` begins to change its probabilities; None: half of `sampling_stop`."""
     sampling_stop_step: int | None = None
-    """First step at which true frames are only in the context; None: half of the steps."""
+    """First step whose inputs after the context are all predictions; None: half of the steps."""
     sampling_decay_steps: float = 5000.0
     """Time constant of the exponential change of the probabilities (`reverse` only; steps)."""
     reverse_input: bool = False
-    """Make a second step after each step, on the same clips played backwards."""
+    """After each optimizer step, make another one on the same clips played backwards."""
     ema_decay: float = 0.9995
     """Decay of the moving average of the weights, per step."""
     ema_warmup: bool = True
@@ -251,19 +254,20 @@ class TrainConfig:
     validate_every: int = 500
     """Optimizer steps between validations; each validation writes a preview picture."""
     validation_clips: int = 64
-    """Clips per validation; 0: all."""
+    """Clips per validation; 0: all clips."""
     save_every: int = 500
     """Optimizer steps between saved states; a crash loses at most this number of steps."""
     log_every: int = 50
     """Optimizer steps between lines of the log."""
     burn_in: int = 80
     """Maximum number of burn-in frames: frames before the context that advance the state without gradients, so that the
-    network learns from old states; 0: none. `training.batches.draw_burn_in` draws the number for each step."""
+    network learns from old states; 0 disables burn-in. `training.batches.draw_burn_in` draws the number for each
+    optimizer step."""
     burn_in_steps: int | None = None
     """Number of steps with burn-in, at the end of training; None: a tenth of the steps, rounded down. If the schedule
     follows time, burn-in begins at the same share of the time."""
     fit: Fit = "stretch"
-    """Method that fits pictures of another shape to the size of a frame: `stretch`, `crop` or `pad`."""
+    """Method that fits pictures with another aspect ratio to the size of a frame: `stretch`, `crop` or `pad`."""
     layout: str | None = None
     """Axes of the training arrays, such as NTHW; None: inferred from their shapes."""
     seed: int = 0
@@ -275,8 +279,8 @@ class TrainConfig:
         "sampling_stop_step sampling_decay_steps reverse_input ema_decay ema_warmup average gradient_clip precision "
         "recompute compile validate_every validation_clips save_every log_every burn_in seed"
     )
-    """Names of the fields that are always written, as in `ModelConfig`. `burn_in` is a later field, but settings
-    without it mean 0, which is not the default."""
+    """Names of the fields that are always written, as in `ModelConfig`. `burn_in` was added later, but it is
+    listed, because settings without it mean 0, which is not the default."""
 
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
@@ -301,12 +305,16 @@ class TrainConfig:
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
         if self.cuda_graph and self.accumulate > 1:
-            raise ConfigError(f"cuda_graph: cannot add up gradients of {self.accumulate} parts; set accumulate to 1")
+            raise ConfigError(
+                f"cuda_graph: cannot add up gradients of {self.accumulate} micro-batches; set accumulate to 1"
+            )
         if self.batch_size % self.accumulate:
-            raise ConfigError(f"accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size} clips")
+            raise ConfigError(
+                f"accumulate: got {self.accumulate}, expected a divisor of the batch size, {self.batch_size} clips"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
+        """Return the fields as JSON values; a field outside `FIRST` is omitted if it has its default."""
         return _to_dict(self)
 
     @classmethod
@@ -327,7 +335,7 @@ class TrainConfig:
 
     @property
     def sampling_stop(self) -> int:
-        """First step at which true frames are only in the context: `sampling_stop_step`, or half of the steps."""
+        """First step whose inputs after the context are all predictions: `sampling_stop_step`, or half of the steps."""
         return self.steps // 2 if self.sampling_stop_step is None else self.sampling_stop_step
 
     @property
@@ -398,8 +406,8 @@ class EngineConfig:
     optimization_level: int = 3
     """Effort of the builder: 0 builds fastest, 5 builds the fastest engine."""
     batches: tuple[tuple[int, int, int], ...] = ()
-    """Batch sizes as (fewest, usual, most) streams, with one optimization profile each; only for graphs that accept any
-    batch size. Empty: one stream, and for the step graph also two."""
+    """Buckets, (fewest, usual, most) streams per call; an engine has one optimization profile per bucket. Only for
+    graphs that accept any batch size. Empty: one stream, and for the step graph also two."""
     compute_capabilities: tuple[str, ...] = ()
     """Compute capabilities that a TensorRT-RTX engine supports, such as 8.6; empty: all that the library supports."""
     hardware_compatibility: HardwareCompatibility = "none"
@@ -439,5 +447,5 @@ class EngineConfig:
             raise ConfigError(f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {known}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
+        """Return the fields as JSON values; a field outside `FIRST` is omitted if it has its default."""
         return _to_dict(self)

@@ -77,7 +77,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class States:
-    """Description of the state of a stream by its tensors, for code that does not know the network."""
+    """Tensors that make up the state of a stream, for code that does not know the network."""
 
     tensors: tuple[Tensor, ...]
     """Tensors of one stream, [1, …], sorted by name."""
@@ -146,7 +146,7 @@ def _text(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def states_of(config: ModelConfig) -> States:
-    """Return the states of a network, for bundles whose manifest does not describe the states."""
+    """Derive the tensors of the state from a config, for bundles whose manifest does not describe the state."""
     return States(states(config))
 
 
@@ -186,7 +186,8 @@ def clip(config: ModelConfig, length: int, name: str, batch: int = 1) -> Tensor:
 
 
 def written_after(steps: int, history_length: int, *, first: int = 1) -> int:
-    """Return the counter of a ring with K slots after `steps` steps; it starts at `first`, and falls to K at 2K."""
+    """Return the counter of a ring with K slots after `steps` steps. The counter starts at `first`; instead of 2K it
+    becomes K."""
     written = steps + first
     return written if written < 2 * history_length else history_length + written % history_length
 

@@ -11,10 +11,10 @@ MIN_CONTRAST = 8 / 255
 MIN_STEP = 2.5 / 255
 """Minimum change of a pixel that counts as a difference; smaller changes are rounding of a codec, or noise."""
 FEWEST_PIXELS, SHARE = 3, 0.005
-"""Minimum number, and minimum share, of pixels in which two frames for calibration must differ. One pixel that moves
-changes two; docs/precision.md lists the numbers of real clips."""
+"""Minimum number, and minimum share, of pixels in which two frames for calibration must differ. The number is 3,
+because one moving pixel changes two pixels; docs/precision.md lists the numbers of real clips."""
 FEWEST_TO_CALIBRATE = 6
-"""Minimum number of distinct frames for calibration; all frames must be distinct if there are fewer."""
+"""Minimum number of distinct frames for calibration; with fewer frames, all of them must be distinct."""
 FEWEST_TO_VERIFY = 2
 """Minimum number of distinct frames in a clip for verification: something has to move."""
 
@@ -57,7 +57,7 @@ def blankness(frames: Iterable[NDArray[np.float32]], *, fewest: int, changed: in
             f"has no frame with a contrast above {contrast * 255:.0f} of 255 grey levels, at least "
             f"{MIN_CONTRAST * 255:.0f} are needed"
         )
-    by = f" (by {changed} pixels or more)" if changed > 1 else ""
+    by = f" (that differ in {changed} pixels or more)" if changed > 1 else ""
     return f"has {len(kept)} distinct frame{'s' * (len(kept) != 1)}{by}, at least {fewest} are needed"
 
 

@@ -20,15 +20,15 @@ Values = dict[str, Any]
 MAX_LISTED = 10
 """Maximum number of tensors listed."""
 ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines", "states")
-"""Fields of a manifest that are left out of `settings`: they do not affect the results, or have their own section."""
+"""Fields of a manifest that `settings` omits, because they do not affect the results or have their own section."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """Values of one bundle or model file that are compared."""
+class Compared:
+    """Values of one of the two bundles or model files."""
 
     about: Values
-    """Path and kind, and the name and creation time of a bundle, which may differ between equal bundles."""
+    """Path and kind, and for a bundle its name and creation time; these may differ between equal bundles."""
     sections: dict[str, Values]
     weights: Mapping[str, NDArray[Any]]
     missing: dict[str, str] = field(default_factory=dict)
@@ -39,9 +39,11 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     """Compare two bundles, two model files, or the weights and config of a bundle with those of a model file.
 
     Returns:
-        `a` and `b`: path and kind of each side. One entry per section: the values that differ, by name, as
-        [value in a, value in b], with None for a missing value. `weights`: the differences of the tensors.
-        `differs_in`: the sections with differences. `not_compared`: the other sections, with the reason.
+        `a` and `b`: path and kind of the first and the second path.
+        One entry per section: the values that differ, by name, as [value in a, value in b]; None for a missing value.
+        `weights`: the differences of the tensors.
+        `differs_in`: the sections with differences.
+        `not_compared`: the sections that could not be compared, with the reason.
 
     Raises:
         BundleError, CheckpointError: A path is damaged, or is neither a bundle nor a model file.
@@ -54,7 +56,7 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     differs = [name for name, changes in sections.items() if changes]
     if weights["changed"] or weights["shapes"] or weights["only_a"] or weights["only_b"]:
         differs.append("weights")
-    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "only one side has it")
+    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "only one of the two has it")
     return {
         "a": a.about,
         "b": b.about,
@@ -65,18 +67,18 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Side:
+def _read(path: Path) -> Compared:
     return _read_bundle(path) if is_bundle(path) else _read_model(path)
 
 
-def _read_model(path: Path) -> Side:
+def _read_model(path: Path) -> Compared:
     tensors, metadata = read_tensors(path)
     entries = entries_of(path, metadata)
     sections = {"config": _flat(entries["config"]), "card": _flat(entries.get("card", {}))}
-    return Side({"path": str(path), "kind": "model"}, sections, tensors)
+    return Compared({"path": str(path), "kind": "model"}, sections, tensors)
 
 
-def _read_bundle(path: Path) -> Side:
+def _read_bundle(path: Path) -> Compared:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     rest = {"card": {}} | {name: value for name, value in manifest.to_json().items() if name not in ABOUT}
@@ -102,7 +104,7 @@ def _read_bundle(path: Path) -> Side:
         weights, _ = tensors_of(bundle.held[MODEL])
     except DAMAGED as error:
         raise BundleError(f"{path / MODEL}: not a safetensors file ({error}); export the model again") from error
-    return Side(about, sections, weights, missing)
+    return Compared(about, sections, weights, missing)
 
 
 def _size(bundle: Bundle, name: str) -> str:
@@ -116,7 +118,7 @@ def _title(entry: GraphEntry) -> str:
 
 
 def _graph(entry: GraphEntry) -> Values:
-    """Return a graph's entry with one line per input and output, without the fields of its title."""
+    """Return the entry of a graph with one text per input and output, without the fields that `_title` shows."""
     tensors = {
         what: {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in both}
         for what, both in (("inputs", entry.inputs), ("outputs", entry.outputs))

@@ -13,9 +13,10 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 def examine() -> dict[str, Any]:
     """Return the report as JSON values.
 
-    Imports `cuda.core` if there is an NVIDIA driver, and then TensorRT-RTX if it is installed; no other libraries.
+    Imports `cuda.core` if there is an NVIDIA driver, and after it TensorRT-RTX if TensorRT-RTX is installed. No other
+    library is imported.
     """
-    # Computed once, because a spec may load its library.
+    # Computed once, because `unsupported_reason` may load the library of a backend.
     reasons = {name: spec.unsupported_reason() for name, spec in BACKENDS.items()}
     libraries = [
         {

@@ -23,7 +23,7 @@ E3DError
 
 
 class E3DError(Exception):
-    """Base class of all errors. The message names what was got, what was expected, and what to do."""
+    """Base class of all errors. The message tells what was got, what was expected, and what to do."""
 
     exit_code = 1
 

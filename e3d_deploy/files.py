@@ -31,9 +31,11 @@ PARTIAL = ".partial"
 RETIRED = ".old"
 """Suffix of the temporary name that `swap` uses on systems that cannot exchange two folders."""
 ABANDONED_S = 24 * 60 * 60
-"""Time without a change after which a workspace counts as abandoned, if locks cannot tell (seconds)."""
+"""Time without a change after which a workspace counts as abandoned, if its lock does not show whether its process has
+ended (s)."""
 MAX_NAME = 200
-"""Maximum part of an output path's name in the name of its workspace (bytes); systems allow names of 255 bytes."""
+"""Maximum length of the output path's name within the name of its workspace (bytes); file systems allow names of 255
+bytes."""
 MAX_LINKS = 40
 """Maximum number of links that Linux follows in a row."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,7 +45,7 @@ STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file like `new_file`; other processes may write the same file at the same time.
+    """Write a file atomically, like `new_file`; several processes may write the same file at the same time.
 
     Raises:
         OSError: The file cannot be written; the error names `path`.
@@ -145,7 +147,8 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         folder: check for a folder instead of a file.
 
     Raises:
-        ConfigError: `place_of` raised it, or `path` is a folder and a file is to be written.
+        ConfigError: The parent folder is missing or is a file, the path is a mount point, or `path` is a folder and
+            `folder` is False.
         OSError: The path cannot be written; the error names `path`.
     """
     if _descriptor(path) is not None:
@@ -187,14 +190,14 @@ def place_of(path: Path, *, make: bool = False) -> Path:
 
 
 def file_above(path: Path) -> Path | None:
-    """Return the nearest existing ancestor of a path if it is not a folder, such as a file; otherwise None."""
+    """Return the nearest existing ancestor of a path if that ancestor is not a folder; otherwise None."""
     there = next((folder for folder in path.parents if os.path.lexists(folder)), path)
     return there if path.parents and not there.is_dir() else None
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make errors in the block name `path`, if they name no file, or a file in a workspace of `path`."""
+    """Make an OSError in the block name `path` if it names no file, or a file in a workspace of `path`."""
     try:
         yield
     except OSError as error:
@@ -221,8 +224,8 @@ def _status(path: Path) -> os.stat_result | None:
 def _opened(path: Path) -> BinaryIO:
     """Open a pipe, a device or a descriptor for writing.
 
-    A descriptor is duplicated, so that a file behind it is written from its current position. Opening it by its path
-    would overwrite the file from the beginning.
+    A descriptor is duplicated, so that the file behind the descriptor is written from the current position. Opening
+    this file by its path would overwrite the file from the beginning.
     """
     descriptor = _descriptor(path)
     if descriptor is not None:
@@ -231,12 +234,12 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def is_stdout(path: Path) -> bool:
-    """Return True for a path that names standard output, such as `/dev/stdout`, or a link to it."""
+    """Return True for a path that names standard output, such as `/dev/stdout`, or for a link to such a path."""
     return _descriptor(path) == 1
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the descriptor that a path such as `/dev/stdout`, or a link to it, names; None for other paths."""
+    """Return the descriptor that a path such as `/dev/stdout` names, with links resolved; None for other paths."""
     text = str(path)
     for _ in range(MAX_LINKS):
         if (match := re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)) is not None:
@@ -266,8 +269,8 @@ def sync(path: Path) -> None:
 def workspace(output_path: Path) -> Iterator[Path]:
     """Yield an empty folder next to `output_path`, and remove it when the block ends unless it was renamed.
 
-    The folder has a random name and is locked until the block ends. Workspaces of killed runs are removed first: those
-    whose process has certainly ended, and those without a change for a day.
+    The folder has a random name and is locked until the block ends. Older workspaces of `output_path` are removed
+    first if their process has certainly ended, or if they have not changed for a day.
 
     Raises:
         OSError: The folder cannot be created, or the block failed to write in it; the error names `output_path`.
@@ -290,7 +293,7 @@ def scratch_folder() -> Iterator[Path]:
         with workspace(output_path) as folder:
             yield folder
     except OSError as error:
-        if error.filename != str(output_path) or error.errno in (errno.EFBIG, errno.EIO):  # the same in any folder
+        if error.filename != str(output_path) or error.errno in (errno.EFBIG, errno.EIO):  # fails in any folder
             raise
         raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 
@@ -329,11 +332,11 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def _is_abandoned(folder: Path, descriptor: int, *, here: bool) -> bool:
-    """Return True if the process that made a workspace has ended; this process then holds its lock.
+    """Return True if the process that made a workspace has ended.
 
-    The lock is held until `descriptor` is closed. A free lock shows that the process has ended only if that process ran
-    `here`, on this running system, and if the file system enforces locks. Otherwise the time since the last change
-    decides, for example for another machine that shares the folder over a network.
+    A free lock shows that the process has ended only if that process ran `here`, on this running system, and if the
+    file system enforces locks. Otherwise the time since the last change decides, for example for a different machine
+    that shares the folder over a network. A lock that this call acquires is held until `descriptor` is closed.
     """
     held = _try_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if held is False:
@@ -366,16 +369,17 @@ def _system() -> str:
 
 
 def _prefix(output_path: Path) -> str:
-    """Return the prefix of the workspaces of an output path, shortened so that their names fit the file system."""
+    """Return the prefix of the names of an output path's workspaces, short enough for names of 255 bytes."""
     return f".{os.fsdecode(os.fsencode(output_path.name)[:MAX_NAME])}."
 
 
 def _locked_folder(output_path: Path) -> tuple[Path, int | None]:
-    """Create the folder of a workspace; return it and the descriptor of its lock, None if the system has no locks."""
+    """Create and lock a workspace; return the folder and the descriptor of the lock, None on systems without locks."""
     while True:
         prefix = _prefix(output_path) + _system()
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=output_path.parent))
-        # Until the folder is locked, another process can take it for a leftover and remove it; then make another one.
+        # Until the folder is locked, another process can take it for a leftover and remove it; the loop then makes a
+        # new folder.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)
 
@@ -412,7 +416,7 @@ def is_swapping(output_path: Path) -> bool:
 def _exchange(one: Path, other: Path) -> bool:
     try:
         rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux, or a C library before 2018
+    except (AttributeError, OSError, TypeError):  # not Linux, or a C library older than 2018
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
@@ -454,7 +458,7 @@ def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Ite
     """Hold the lock of a file or a folder while the block runs.
 
     A missing file is created, and an empty file is removed when the block ends; a file with content is not removed. The
-    kernel releases the lock when its process ends for any reason. On systems without locks, the block runs unlocked.
+    kernel releases the lock when the process ends for any reason. On systems without locks, the block runs unlocked.
 
     Args:
         waiting: called before waiting for another process; None raises an error instead of waiting.
@@ -477,7 +481,7 @@ _held: set[int] = set()
 
 
 def _close_inherited_locks() -> None:
-    """Close inherited locks in the child of a fork, which would hold them after the parent has ended."""
+    """Close inherited locks in a forked child; otherwise the child would hold them after the parent has ended."""
     while _held:
         os.close(_held.pop())
 
@@ -514,7 +518,7 @@ def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> in
             if held is False and waiting is not None:
                 waiting()
                 _try_lock(descriptor, fcntl.LOCK_EX)
-            # The last holder may have removed the file in the meantime; then lock the new file of this name.
+            # The last holder may have removed the file in the meantime; the loop then locks the new file of this name.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor

@@ -18,7 +18,7 @@ ON_HOST = (1, 3)
 
 
 def is_on_gpu(array: Any) -> bool:
-    """Return True for an array, of any library, whose memory is not host memory."""
+    """Return True if an array's memory is not host memory; arrays of any library are accepted."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__dlpack_device__"):
@@ -27,7 +27,7 @@ def is_on_gpu(array: Any) -> bool:
 
 
 def as_array(array: Any, *, name: str = "picture") -> NDArray[Any]:
-    """Return an array of any subclass as a plain NumPy array over the same memory.
+    """Return an array as a plain `np.ndarray`, not a subclass, over the same memory.
 
     Raises:
         ShapeError: The array has a mask that hides values.
@@ -70,7 +70,8 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
     """Convert pictures [..., H, W, C] to frames [..., C, H, W].
 
     Raises:
-        ShapeError: The pictures have another size or type, or values that are masked, not finite or not in [0, 1].
+        ShapeError: The pictures do not have the expected size, channels or type, or some values are masked, not finite
+            or not in [0, 1].
     """
     pictures = as_array(pictures, name=name)
     expected = [*image_size, channels]
@@ -98,7 +99,7 @@ def check_values(pictures: Pictures, *, name: str) -> None:
     """Check that pictures are uint8, or floats in [0, 1].
 
     Raises:
-        ShapeError: The pictures have another type, or values that are not finite or not in [0, 1].
+        ShapeError: The pictures are neither uint8 nor floats, or some values are not finite or not in [0, 1].
     """
     if pictures.dtype == np.uint8:
         return

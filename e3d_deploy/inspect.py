@@ -49,7 +49,7 @@ class GraphContents:
 
     file: str
     backends: tuple[str, ...] | None
-    """Backends that run the graph; None for all backends without their own graph."""
+    """Backends that run the graph; None for a shared graph."""
     nodes: int
     opset: int
     precision: str
@@ -72,7 +72,7 @@ class EngineContents:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """Last verification of a backend; a value is None if the report does not contain it."""
+    """Last verification of a backend; values that the report does not contain are None."""
 
     against: str | None
     """Source of the expected outputs: `torch` or `reference.npz`."""
@@ -147,7 +147,7 @@ class BundleContents:
     cost: Cost | None
     """Cost of the graphs; None if onnx is not installed."""
     cost_missing: str | None
-    """Reason if the cost is unknown."""
+    """Reason why the cost is unknown; None if it is known."""
     step_inputs: Mapping[str, Mapping[str, Any]]
     """Shape and type of each input of the step graph."""
     engines: Mapping[str, EngineContents]
@@ -155,7 +155,7 @@ class BundleContents:
     """Last verification of each backend."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contents as JSON values. `cost` and `nodes` have one row per name and one column per graph."""
+        """Return the contents as JSON values. `cost` and `nodes` map each name to one value per graph."""
         cost = self.cost
         return json_object(
             {
@@ -196,10 +196,10 @@ def inspect(path: Path) -> ModelContents | BundleContents:
 
 
 def is_bundle(path: Path) -> bool:
-    """Return True if a path should be read as a bundle, False for a model file.
+    """Return False if a path is a file, which should be a model file; True for all other paths, also missing ones.
 
     Raises:
-        BundleError: The path is a graph or an archive of a bundle.
+        BundleError: The file is a graph or an archive.
     """
     if not path.is_file():
         return True
@@ -238,7 +238,7 @@ def inspect_bundle(path: Path) -> BundleContents:
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    cost, missing = _cost(bundle)  # first, because it raises for a graph that cannot be read
+    cost, missing = _cost(bundle)  # before the rest, because it raises for a graph that cannot be read
     return BundleContents(
         name=manifest.name,
         digest=bundle.digest[:16],
@@ -268,7 +268,7 @@ def inspect_bundle(path: Path) -> BundleContents:
 
 
 def _selected(kind: type[Contents], entry: Entry) -> Contents:
-    """Return a `kind` made of the fields of the same names of an entry."""
+    """Create a `kind` from those fields of an entry that have the same names as its own."""
     return kind(**{field.name: getattr(entry, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 

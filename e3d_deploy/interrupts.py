@@ -9,14 +9,14 @@ from contextlib import suppress
 from types import CodeType, FrameType
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that end a command like Ctrl-C; Windows has no SIGHUP."""
+"""Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
 DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 """Default handlers of Python. Only these are replaced: handlers of the program and ignored signals do not change."""
 INDIVISIBLE: set[CodeType] = set()
 """Code of functions during which signals are deferred while a command runs.
 
-An interrupted function would leave a folder behind or under a temporary name, or is called by a library that swallows
-exceptions.
+Some of these functions would leave a folder behind, or under a temporary name, if they were interrupted. Others are
+called by a library that swallows exceptions.
 """
 
 

@@ -11,7 +11,7 @@ from e3d_deploy.tensorrt_library import library, unsupported_reason
 
 
 def has_library(module: str) -> bool:
-    """Return True if the module of a library, or the bindings behind an NVIDIA front end, can be imported."""
+    """Return True if a module or `MODULE_bindings` can be imported; NVIDIA's modules only wrap their bindings."""
     return libraries.is_importable(module) or libraries.is_importable(f"{module}_bindings")
 
 
@@ -74,7 +74,8 @@ def _gpu() -> str | None:
 
         driver = ".".join(map(str, system.get_user_mode_driver_version()))
         return f"{device.name}, compute capability {_capability(device)}, driver for CUDA {driver}"
-    except Exception:  # different errors without a GPU and with an old cuda.core; `e3d doctor` must continue
+    except Exception:
+        # The type depends on the cause: no GPU, or an old cuda.core. `e3d doctor` must continue in both cases.
         return None
 
 
@@ -92,11 +93,12 @@ def _capability(device: Any) -> str:
 
 
 def rtx_unsupported_reason() -> str | None:
-    """Return why TensorRT-RTX does not support this GPU; None if it does, or if the library or the GPU is missing."""
+    """Return why TensorRT-RTX does not support this GPU; None if it does, or if the library or GPU cannot be used."""
     try:
         device = _device()
         if device is None or not has_library("tensorrt_rtx"):
             return None
         return unsupported_reason(library("tensorrt-rtx"), _capability(device))
-    except Exception:  # as in `_gpu`; and a library that does not load must not hide the other libraries
+    except Exception:
+        # As in `_gpu`, or because the library does not load. `e3d doctor` must still list the remaining libraries.
         return None

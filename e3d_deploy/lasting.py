@@ -9,7 +9,7 @@ from typing import Any, TextIO
 class LastingStream:
     """Text stream that discards its output after the first write error.
 
-    It has no attribute `buffer`, because click would use the buffer to bypass an ASCII encoding and write UTF-8.
+    The stream has no attribute `buffer`, because click would use it to bypass an ASCII encoding and write UTF-8.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -44,7 +44,7 @@ class LastingStream:
 
 
 def _drain(stream: TextIO) -> None:
-    """Discard the buffer of a stream that cannot be written; Python would fail again when it flushes it at exit."""
+    """Discard the buffer of a stream that cannot be written; otherwise Python could not flush the buffer at exit."""
     descriptor = stream.fileno()
     kept = os.dup(descriptor)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -18,7 +18,7 @@ class Library:
     """Distributions that contain the module; one of them is enough."""
     extra: str
     gives: str
-    """Features that need it."""
+    """Features that need the package."""
 
 
 LIBRARIES = (

@@ -47,5 +47,6 @@ def check_memory(what: str, needed_bytes: int, remedy: str) -> None:
     free = free_memory()
     if free is not None and needed_bytes > SHARE * free:
         raise ResourceLimit(
-            f"{what}: takes {needed_bytes / 1e9:,.1f} GB of memory, only {free / 1e9:,.1f} GB are free here; {remedy}"
+            f"{what}: takes {needed_bytes / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB are free here; "
+            f"{remedy}"
         )

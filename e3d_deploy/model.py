@@ -36,7 +36,7 @@ def to_frames(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def to_entry(cell: Tensor, semantics: Semantics) -> Tensor:
-    """Convert a cell state [B, N, D, h, w] to an entry of the history, [B, D·h·w, N]; its rows are keys of the recall.
+    """Convert a cell state [B, N, D, h, w] to an entry of the history, [B, D·h·w, N]: D·h·w keys of the recall.
 
     A key contains the N channels of one position. OpenSTL reshapes the state without a transposition, so that its
     keys contain N positions of one channel.
@@ -69,7 +69,8 @@ class Recall(nn.Module):
         self.semantics = semantics
 
     def forward(self, recall_gate: Tensor, history: tuple[Tensor, ...]) -> Tensor:
-        # Without an axis for heads, or if not contiguous, PyTorch uses an implementation that stores all scores.
+        # Without an axis for heads, or if the queries are not contiguous, PyTorch uses an implementation that stores
+        # all scores.
         queries = to_entry(recall_gate, self.semantics).contiguous()[:, None]  # [B, 1, D·h·w, N]
         states = torch.cat(history, dim=1)[:, None]  # [B, 1, S·D·h·w, N], both keys and values
         recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
@@ -79,7 +80,7 @@ class Recall(nn.Module):
 class Convolution(nn.Conv3d):
     """Convolution with kernel (2, k, k) and zero padding: [B, N, D, h, w] to [B, M, D, h, w].
 
-    The padding is that of TensorFlow's SAME for a kernel of depth 2: nothing before the first frame, one frame of zeros
+    The padding equals SAME in TensorFlow for a kernel of depth 2: nothing before the first frame, one frame of zeros
     after the last frame. So output d sees frames d and d + 1, and the last output sees only the last frame.
     """
 
@@ -95,7 +96,7 @@ class OpenSTLConvolution(nn.Conv3d):
     """OpenSTL's convolution with kernel (2, k, k) over a window of two frames: [B, N, 2, h, w] to [B, M, 2, h, w].
 
     The window is not padded in time, so the convolution returns one frame, on a grid that is coarser by `stride`.
-    Nearest upsampling copies it to both frames of the output and to the full grid.
+    Nearest upsampling copies this frame to both frames of the output and to the full grid.
 
     Source: openstl/modules/e3dlstm_modules.py, tf_Conv3d.
     """
@@ -126,7 +127,8 @@ class E3DLSTMCell(nn.Module):
         next_hidden, next_cell [B, N, D, h, w], and the memory for the next layer: the updated memory
         [B, N, D, h, w] with `paper` semantics, and `memory` itself with `google` and `openstl` semantics.
 
-    Only `openstl` semantics use `stride` and `grid_size` (h, w): their norms have a scale per position.
+    Only `openstl` semantics use `stride` and `grid_size` (h, w). The norms need the grid size, because they have one
+    scale per position.
     """
 
     def __init__(
@@ -185,10 +187,11 @@ class E3DLSTMCell(nn.Module):
         # test_memory_moves_at_every_step and the golden traces.
         return next_hidden, next_cell, next_memory if self.semantics == "paper" else memory
 
-    # In two parts, which are compiled only once each; the recall between them reads a growing number of entries.
+    # The computation before the recall and after it is in two methods, each of which is compiled only once. The recall
+    # itself is not compiled, because it reads a growing number of entries.
 
     def gates(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return recall gate, input gate, candidate, partial output and next memory; none depends on the cell."""
+        """Return recall gate, input gate, candidate, partial output and next memory. None depends on the cell state."""
         i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
         i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
         recall_gate = torch.sigmoid(r_x + r_h)
@@ -207,7 +210,7 @@ class E3DLSTMCell(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the next hidden state and cell from the gates and the recalled state."""
         next_cell = self.cell_norm(cell + recalled) + input_gate * candidate
-        # Sigmoid of tanh is not in the paper, but in the released code, with which all published weights were trained.
+        # The sigmoid of a tanh is not in the paper. It is in the released code, which trained all published weights.
         o_c = self.cell_to_output_norm(self.cell_to_output(next_cell))
         o_m = self.memory_to_output_norm(self.memory_to_output(next_memory))
         output_gate = torch.sigmoid(torch.tanh(output + o_c + o_m))
@@ -316,7 +319,7 @@ class E3DLSTM(nn.Module):
             truth: weight of the true frame in each input frame 1 to T − 2, float [B, T − 2]: 1 uses the true frame,
                 0 the prediction. Drawn by scheduled sampling.
             state: state before the first frame; None for the initial state.
-            recompute: store only the states between steps for the backward pass, and recompute each step there.
+            recompute: store only the states between steps, and compute each step again in the backward pass.
 
         Returns:
             Predictions, [B, L + horizon − 1, C, H, W]; the last `horizon` follow the context.

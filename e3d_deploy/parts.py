@@ -1,9 +1,9 @@
 """Model files split into small parts, for transfers that accept only small files.
 
 Each part is a safetensors file with one tensor, a piece of the bytes of a float16 model file, and metadata: the run,
-the step, the hash of the model file, the number of the part and of all parts, and the hash of the piece. A run writes
-two sets alternately, `model-a.part-…` and `model-b.part-…`, so that one set is complete even if the machine stops while
-it writes the other set. Joining the parts needs only NumPy.
+the optimizer step, the hash of the model file, the number of this part, the number of parts, and the hash of the piece.
+A run writes two sets alternately, `model-a.part-…` and `model-b.part-…`. One set is therefore complete even if the
+machine stops while the other set is being written. Joining the parts needs only NumPy.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PartMetadata:
-    """Metadata of a part. Not the card of the model."""
+    """Metadata of a part, different from the card of the model."""
 
     run: str
     """Random name of the run."""
@@ -75,7 +75,7 @@ class JoinedModel:
     step: int
     """Optimizer steps done."""
     left_out: tuple[str, ...]
-    """One sentence for each set that was not used."""
+    """One sentence for each part or set that was not used, with the reason."""
 
 
 def save_parts(
@@ -155,7 +155,7 @@ def join(paths: Sequence[Path]) -> JoinedModel:
     A damaged part counts as missing, because an older set may be complete.
 
     Raises:
-        CheckpointError: A part is given twice, the parts belong to two runs, or no set is complete.
+        CheckpointError: A part is given twice, the parts belong to several runs, or no set is complete.
     """
     known: dict[Path, PartMetadata] = {}
     left_out: list[str] = []
@@ -187,7 +187,7 @@ def _sets(known: dict[Path, PartMetadata]) -> dict[tuple[int, str, int], dict[in
         first = next(iter(known))
         if part.run != known[first].run:
             raise CheckpointError(
-                f"{path}: belongs to another run than {first.name} ({part.run!r}, not {known[first].run!r}); "
+                f"{path}: belongs to a different run than {first.name} ({part.run!r}, not {known[first].run!r}); "
                 "join only parts of one run"
             )
         members = sets[part.step, part.model_sha256, part.count]
@@ -213,7 +213,7 @@ def _content(members: Sequence[tuple[Path, PartMetadata]]) -> bytes:
     content = b"".join(_read_bytes(path, part) for path, part in members)
     path, part = members[0]
     if hashlib.sha256(content).hexdigest() != part.model_sha256:
-        raise CheckpointError(f"{path}: the parts of step {part.step} do not give the model file that their hash names")
+        raise CheckpointError(f"{path}: the parts of step {part.step} do not match the hash of the model file")
     return content
 
 
@@ -228,7 +228,7 @@ def read_metadata(path: Path) -> PartMetadata:
         entries = json.loads(metadata[KEY])
         if entries.pop("part_format") != FORMAT:
             raise CheckpointError(
-                f"{path}: a part of another format, this version joins format {FORMAT}; update e3d_deploy"
+                f"{path}: a part of a different format, but this version joins format {FORMAT}; update e3d_deploy"
             )
         return PartMetadata(**entries)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -26,7 +26,7 @@ def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel:
 
 
 def decay(found: Decay) -> bytes:
-    """Plot the error of forecasts over the age of the state, and the error of copying the last frame."""
+    """Plot the forecast error against the age of the state, and the error of copying the last frame."""
     figure, axes = new_figure(7, 3.6)
     ages, C = list(found.mse), found.context_length
     axes.plot(ages, [found.mean(age) for age in ages], "o-", ms=4, color=BLUE, label="forecast")
@@ -46,7 +46,7 @@ def decay(found: Decay) -> bytes:
 
 
 def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Plot each measure over the predicted frames, with one panel per measure.
+    """Plot each measure against the number of the predicted frame, with one panel per measure.
 
     Args:
         measures: for each measure, three series by name (the forecast and two baselines) with one number per
@@ -77,7 +77,7 @@ def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
 
 
 def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
-    """Draw clips [T, C, H, W] as rows of frames, each with its name; NaN is drawn black.
+    """Draw each clip [T, C, H, W] as a line of frames next to its name; NaN is drawn black.
 
     Args:
         every: draw only every n-th frame.
@@ -105,7 +105,7 @@ def _displayable(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def new_figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, Any]:
-    """Return a figure of the given size (inches) and its axes; None without axes."""
+    """Return a figure of the given size (inches) and its axes; the axes are None if `axes` is False."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained" if axes else None)

@@ -16,7 +16,7 @@ class Budget:
     """Allowed deviation of a graph from PyTorch float32 over a whole rollout; limits that are None are not checked."""
 
     difference: float | None = None
-    """Maximum absolute difference of predictions. In fp32, `verify` also checks final states, by `EXACT_DIFFERENCE`."""
+    """Maximum absolute difference of predictions. In fp32, final states may differ by `EXACT_DIFFERENCE`."""
     dssim: float | None = None
     """Maximum loss of SSIM against the truth, averaged over the forecast."""
     dpsnr: float | None = None
@@ -26,7 +26,7 @@ class Budget:
         for name, value in self.to_dict().items():
             if not 0 <= value < float("inf"):
                 raise ConfigError(
-                    f"budget: got {value!r} for {name}, expected a number from 0 on; omit it to skip the check"
+                    f"budget: got {value!r} for {name}, expected 0 or more; omit {name} to skip the check"
                 )
 
     def to_dict(self) -> dict[str, float]:
@@ -45,12 +45,12 @@ BUDGETS = {"fp32": EXACT, "tf32": CLOSE, "bf16": CLOSE, "fp16": CLOSE, "fp8": RO
 
 ROUNDING = 4
 """Factor for networks that amplify rounding errors. The allowed difference is at least this factor times the difference
-between PyTorch in float32 and in float64 on the reference clip, because a backend cannot be expected to be closer to
-PyTorch in float32 than that result is to float64. The full-size network with random weights needs it; docs/model.md
-lists the numbers."""
+between PyTorch in float32 and in float64 on the reference clip, because no backend can be expected to differ less from
+PyTorch in float32 than PyTorch in float32 differs from float64. The full-size network with random weights needs this
+factor; docs/model.md lists the numbers."""
 MAX_ROUNDING = 0.1
-"""Maximum of the allowed difference that rounding may cause: a tenth of the range of a picture. With a larger
-difference, agreement would mean nothing."""
+"""Maximum allowed difference that `ROUNDING` may lead to: a tenth of the range of a picture. With a larger allowed
+difference, agreement would mean nothing, and `verify` reports it as unproved."""
 
 
 def default_budget(policy: str, rounding: float) -> Budget:
@@ -80,7 +80,7 @@ def parse_budget(text: str) -> Budget:
         except ValueError:
             number = -1.0
         if name not in names or not 0 <= number < float("inf"):
-            raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER with a name of {', '.join(names)}")
+            raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER, where NAME is one of {', '.join(names)}")
         if number > (most := LARGEST.to_dict()[name]):
             raise ConfigError(f"budget: got {part!r}, expected at most {name}={most:g}")
         found[name] = number

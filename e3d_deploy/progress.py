@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TextIO
 
 Notify = Callable[[str], None]
-"""Callback for one line of text. A `progress` line describes the current work, and the next line replaces it. A
-`remark` is a message for the user, and remains. TensorRT builders call it from their own threads."""
+"""Callback for one line of text. Parameters named `progress` take lines about the current work; each line replaces the
+line before. Parameters named `remark` take messages for the user, which remain. TensorRT builders call `progress` from
+their own threads."""
 
 
 def silent(_: str) -> None:
@@ -15,7 +16,7 @@ def silent(_: str) -> None:
 
 
 def within(progress: Notify, place: str) -> Notify:
-    """Return a callback that prefixes each line with the name of a part of the work; an empty name adds nothing."""
+    """Return a callback that prefixes each line with the name of a stage of the work; an empty name adds nothing."""
     return lambda text: progress(f"{place}, {text}" if place else text)
 
 
@@ -39,7 +40,7 @@ class Pace:
 
 
 def is_animated(stream: TextIO) -> bool:
-    """Return True if lines on a stream can be erased: it is a terminal, and not a dumb one."""
+    """Return True if lines on a stream can be erased: the stream is a terminal, and TERM does not exclude it."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 

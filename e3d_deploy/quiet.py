@@ -19,7 +19,7 @@ def quiet(ignore: Callable[[], object] = lambda: None, *, loggers: tuple[str, ..
     """Ignore some warnings, and log only errors, while the block runs.
 
     Warning filters and logger levels belong to the whole process. If each thread restored them at the end of its own
-    block, it would undo the settings of other threads; so the last block that ends restores them.
+    block, the thread would undo the settings of other threads. The block that ends last therefore restores them.
 
     Args:
         ignore: function that adds warning filters.

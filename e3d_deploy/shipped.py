@@ -1,4 +1,4 @@
-"""Access to files that ship with the package, also if it is installed as a zip archive."""
+"""Access to files that ship with the package, even if the package is installed as a zip archive."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 
-# The front ends are thin packages over the bindings; both names work.
+# Modules to try, in order: NVIDIA's front end, then the bindings that it wraps. Either is enough.
 MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -55,7 +55,7 @@ def capabilities(rtx: Any) -> tuple[str, ...]:
 
 
 def unsupported_reason(rtx: Any, capability: str) -> str | None:
-    """Return why TensorRT-RTX does not support a compute capability, and the alternatives; None if it does."""
+    """Return why TensorRT-RTX does not support a compute capability, and the alternatives; None if it is supported."""
     known = capabilities(rtx)
     if capability in known:
         return None

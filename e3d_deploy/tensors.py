@@ -29,7 +29,7 @@ KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", 
 def read_tensors(
     path: Path, *, remedy: str = "give a model made by `e3d train`"
 ) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
-    """Return the tensors of a file by name, mapped into memory, and its metadata.
+    """Return the tensors of a file by name, mapped into memory, and the metadata of the file.
 
     Args:
         remedy: last part of the error message.
@@ -54,7 +54,7 @@ def without_number(error: Exception) -> str:
 
 
 def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
-    """Return the tensors in the content of a file by name, sharing its memory, and its metadata.
+    """Return the tensors in the content of a file by name, and the metadata. The tensors share the memory of `content`.
 
     Raises:
         One of `DAMAGED`: The content is damaged.
@@ -104,12 +104,12 @@ def _header_length(start: bytes, size: int) -> int:
     """Return the length of the header, which the first 8 bytes of a file contain (bytes)."""
     length = int.from_bytes(start, "little")
     if not 2 <= length <= size - 8:
-        raise ValueError("its header is longer than the file")
+        raise ValueError("the length of its header is impossible")
     return length
 
 
 def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
-    """Return the entries in the metadata of a model file: `format`, `config` and, if it has one, `card`.
+    """Return the entries in the metadata of a model file: `format`, `config` and, if the model has one, `card`.
 
     Raises:
         CheckpointError: The file is not a model file, or this version cannot read it.
@@ -120,7 +120,7 @@ def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
         entries: dict[str, Any] = json.loads(metadata[KEY])
         if entries["format"] != FORMAT:
             raise CheckpointError(
-                f"{path}: format {entries['format']!r}, this version reads {FORMAT}; update e3d_deploy"
+                f"{path}: has format {entries['format']!r}, but this version reads format {FORMAT}; update e3d_deploy"
             )
         ModelConfig.from_dict(entries["config"])
     except ConfigError as error:

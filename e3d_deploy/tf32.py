@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Enable TF32 for float32 products on a GPU, except with `fp32`, and the search for fast convolution algorithms.
+    """Enable the search for fast convolution algorithms and, except with `fp32`, TF32 for float32 products on a GPU.
 
     The settings apply to the whole process, and are restored when the block ends. PyTorch has two sets of names for
-    them. Inductor reads the older names, and fails if the two sets disagree; they agree while the block runs.
+    these settings. Inductor reads the older names, and fails if the two sets disagree; they agree while the block runs.
     """
     cudnn: Any = torch.backends.cudnn  # Any, because the annotations lack some settings
     mkldnn: Any = torch.backends.mkldnn
     kinds: Any = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-    settings = *kinds, mkldnn.matmul  # the older name of the matmul setting changes this too
+    settings = *kinds, mkldnn.matmul  # the older name of the matmul setting also changes oneDNN's
     before = [setting.fp32_precision for setting in settings]
     products = _setting(torch.get_float32_matmul_precision, "highest")
     allowed = _setting(lambda: cudnn.allow_tf32, True)

@@ -15,7 +15,7 @@ def block(
     """Call a function repeatedly; return the time of each call (s).
 
     Args:
-        fewest: minimum number of calls. One call is enough if it takes `seconds`.
+        fewest: minimum number of calls. One call is enough if it takes at least `seconds`.
         seconds: minimum length of the block; 0 makes exactly `fewest` calls.
     """
     times: list[float] = []
@@ -31,10 +31,10 @@ def block(
 
 
 def in_turn(sides: Sequence[Callable[[int], Found]], rounds: int) -> list[list[Found]]:
-    """Call each side once per round, in order; return the results of each side.
+    """Call the sides alternately, each `rounds` times; return the results of each side.
 
     Args:
-        sides: functions that measure; called with the number of the round, from 1.
+        sides: functions that measure; called with the number of the call, from 1.
     """
     found: list[list[Found]] = [[] for _ in sides]
     for number in range(1, rounds + 1):

@@ -19,7 +19,7 @@ from e3d_deploy.runtime import Bundle
 
 
 def decay(**errors: float) -> Decay:
-    """Return a decay for C = 3 and one forecast frame, with errors by age such as a18=1.2."""
+    """Return a decay for C = 3 and a horizon of 1. An argument such as a18=1.2 sets the error at age 18."""
     mse = {3: (1.0,)} | {int(age[1:]): (error,) for age, error in errors.items()}
     return Decay(context_length=3, data="clips.npz", clips=32, mse=mse, copy_last=(2.0,))
 
@@ -106,7 +106,7 @@ def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(bundle_path: 
         (decay(a17=1.0), False),
     ],
 )
-def test_state_is_ageless_if_the_record_is_long_enough_and_no_older_age_is_worse(found: Decay, expected: bool) -> None:
+def test_a_state_is_ageless_if_ages_are_high_enough_and_none_is_worse(found: Decay, expected: bool) -> None:
     assert found.ageless is expected
 
 

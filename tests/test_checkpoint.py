@@ -63,7 +63,7 @@ def test_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is a folder; give .*model\.safetensors"):
         checkpoint.load(tmp_path)
     (tmp_path / "manifest.json").touch()
-    with pytest.raises(CheckpointError, match="is a folder; a bundle was given; give the model file"):
+    with pytest.raises(CheckpointError, match="is a folder; it is a bundle; give the model file"):
         checkpoint.load(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_foreign_weights_are_refused(path: Path) -> None:
 
 def test_other_format_is_refused(tiny_model: E3DLSTM, path: Path) -> None:
     save_file(tiny_model.state_dict(), path, card(tiny_model.config.to_dict(), number=9))
-    with pytest.raises(CheckpointError, match="format 9, this version reads 1; update e3d_deploy"):
+    with pytest.raises(CheckpointError, match="has format 9, but this version reads format 1; update e3d_deploy"):
         checkpoint.load(path)
 
 
@@ -144,7 +144,9 @@ def test_weights_that_do_not_fit_the_config_are_refused(
     assert re.search(r"cells\.\d\.\w+", str(caught.value))
 
 
-def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file_unchanged(
+    tiny_model: E3DLSTM, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tiny_model, path)
     before = path.read_bytes()
 
@@ -160,7 +162,7 @@ def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monk
     assert path.read_bytes() == before
 
 
-def test_threads_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_can_write_the_same_file_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, others = Path.write_bytes, []
 
     def write_while_another_does(partial: Path, content: bytes) -> int:
@@ -177,7 +179,7 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: py
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_has_the_usual_mode(
+def test_a_file_is_synced_before_it_is_renamed_and_has_the_usual_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
@@ -208,7 +210,7 @@ def test_pickles_are_refused_and_never_run(path: Path, tmp_path: Path, write) ->
 
 
 def test_model_files_can_be_read_by_others(tiny_model: E3DLSTM, path: Path) -> None:
-    """The umask sets their mode; files are not readable only by the owner."""
+    """Files have the mode that the umask sets, and not the mode of temporary files, which only their owner can read."""
     mask = os.umask(0o022)
     try:
         checkpoint.save(tiny_model, path)
@@ -253,7 +255,7 @@ def test_low_weights_in_memory_are_widened(tiny_model: E3DLSTM, path: Path) -> N
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
-def test_memory_that_is_no_model_file_is_refused(tiny_model: E3DLSTM, path: Path, length: int) -> None:
+def test_content_that_is_not_a_model_file_is_refused(tiny_model: E3DLSTM, path: Path, length: int) -> None:
     checkpoint.save(tiny_model, path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a safetensors file"):
         checkpoint.load_content(np.fromfile(path, np.uint8)[:length], path)

@@ -58,7 +58,7 @@ def test_model_config_refuses(fields: dict[str, Any], message: str) -> None:
         ({"learning_rate": float("nan")}, "learning_rate: got nan, expected more than 0"),
         ({"schedule_by": "hours"}, "schedule_by: got 'hours', expected one of steps, time"),
         ({"optimizer": "sgd"}, "optimizer: got 'sgd', expected one of adamw, adam, muon, released-adam"),
-        ({"batch_size": 4, "accumulate": 3}, "accumulate: 3 parts do not divide a batch of 4 clips"),
+        ({"batch_size": 4, "accumulate": 3}, "accumulate: got 3, expected a divisor of the batch size, 4 clips"),
         ({"sampling_stop_step": -1}, "sampling_stop_step: got -1, expected 0 or more"),
     ],
     ids=str,

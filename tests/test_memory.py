@@ -1,4 +1,4 @@
-"""Free memory of the machine or its container, and the check before work."""
+"""Free memory of the machine or its container, and the check before work that needs much memory."""
 
 from pathlib import Path
 
@@ -22,5 +22,7 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pyte
     assert memory.free_memory() == 800_000  # the kernel drops cached files on demand
     (tmp_path / "memory.stat").unlink()
     memory.check_memory("a clip", 500_000, "take a shorter one")
-    with pytest.raises(ResourceLimit, match=r"a clip: takes 0\.0 GB of memory, only 0\.0 GB are free here; take a sho"):
+    with pytest.raises(
+        ResourceLimit, match=r"a clip: takes 0\.0 GB of memory, but only 0\.0 GB are free here; take a sho"
+    ):
         memory.check_memory("a clip", 600_000, "take a shorter one")

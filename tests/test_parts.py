@@ -1,4 +1,4 @@
-"""Models split into parts: joining, and damaged, missing or mixed parts."""
+"""Joining of models that are split into parts; damaged and missing parts, and parts of several runs."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def test_parts_join_to_the_float16_model(tiny_model: E3DLSTM, folder: Path, tmp_
     assert (found.step, found.left_out) == (10, ())
 
 
-def test_the_full_size_network_travels_in_two_parts(tmp_path: Path) -> None:
+def test_the_full_size_network_fits_into_two_parts(tmp_path: Path) -> None:
     paths = parts.save_parts(E3DLSTM(ModelConfig()), tmp_path, "model-a", run="run", step=1)
     assert [path.name for path in paths] == [f"model-a.part-{number}-of-2.safetensors" for number in (1, 2)]
     assert max(path.stat().st_size for path in paths) <= 16 * 2**20
@@ -93,7 +93,7 @@ def test_a_missing_part_is_named(folder: Path) -> None:
 
 def test_parts_of_two_runs_are_refused_by_name(tiny_model: E3DLSTM, folder: Path) -> None:
     other = save(tiny_model, folder, "model-b", step=20, run="other")[0]
-    with pytest.raises(CheckpointError, match=rf"{other.name}: belongs to another run than model-a\.part-1"):
+    with pytest.raises(CheckpointError, match=rf"{other.name}: belongs to a different run than model-a\.part-1"):
         joined(folder)
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_part_of_the_older_set_does_not_matter(folder: Path) -> None:
 def test_wrong_metadata_is_refused(folder: Path) -> None:
     part = next(folder.glob("model-b.part-1-*"))
     for fields, words in (
-        ({"part_format": 2}, "a part of another format, this version joins format 1; update e3d_deploy"),
+        ({"part_format": 2}, "a part of a different format, but this version joins format 1; update e3d_deploy"),
         ({"part_format": 1, "colour": "red"}, "not a part of a model"),
     ):
         rewrite(part, **fields)

@@ -101,7 +101,7 @@ def decay(**errors: float) -> Decay:
         (Card(window=Window(context_length=5, horizon=2)), Renewal("refresh", 5, 2), "was not measured"),
         (Card(decay=decay(a30=1.02)), Renewal("none", 5), "may be any number of frames old"),
         (Card(decay=decay(a30=1.5)), Renewal("refresh", 5, 2), "after 30 frames a state's forecasts are 1.50 times"),
-        (Card(decay=decay(a10=1.01)), Renewal("refresh", 5, 2), "the record ends at age 10"),
+        (Card(decay=decay(a10=1.01)), Renewal("refresh", 5, 2), "the measurement ends at age 10"),
     ],
 )
 def test_default_follows_from_the_measured_decay(card: Card, expected: Renewal, reason: str) -> None:

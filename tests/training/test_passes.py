@@ -119,7 +119,7 @@ def test_a_young_history_is_not_captured(captures: list[Any]) -> None:
 
 
 def test_parts_of_a_step_and_graphs_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cuda_graph: cannot add up gradients of 2 parts"):
+    with pytest.raises(ConfigError, match="cuda_graph: cannot add up gradients of 2 micro-batches"):
         replace(TRAIN, accumulate=2)
 
 

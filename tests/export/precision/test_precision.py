@@ -662,7 +662,7 @@ def test_the_backends_of_an_export_are_known() -> None:
 
 @pytest.mark.parametrize("text", ["dssim", "dssim=x", "ssim=0.1", "dssim=-1", "dssim=nan", "dpsnr=inf", ""])
 def test_an_invalid_budget_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected NAME=NUMBER with a name of difference, dssim, dpsnr"):
+    with pytest.raises(ConfigError, match="expected NAME=NUMBER, where NAME is one of difference, dssim, dpsnr"):
         parse_budget(text)
 
 
