@@ -24,7 +24,7 @@ from tests.kept_steps import KeptSteps
 if TYPE_CHECKING:
     from tests.fake_cuda import Machine
 
-torch.set_num_threads(1)  # tiny tensors are slower on more
+torch.set_num_threads(1)  # more threads slow down operations on tiny tensors
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background processes with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
@@ -33,7 +33,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Redirect the user's cache to a folder of this run."""
+    """Redirect the user's cache to a folder of this test run."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
@@ -52,7 +52,8 @@ def homeless(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def devices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forbid new files in /dev: as root, code that replaces its output file would destroy a device."""
+    """Forbid new files in /dev. As root, code that replaces its output file instead of writing to it would destroy a
+    device."""
     make = tempfile.mkdtemp
 
     def make_elsewhere(*args: Any, **options: Any) -> str:
@@ -131,7 +132,7 @@ def shared(exported: Path, steps: KeptSteps) -> Path:
         return export(
             exported / "tiny.safetensors",
             exported / "shared.e3d",
-            backend="onnxruntime-cuda",  # it has no own graphs
+            backend="onnxruntime-cuda",  # this backend has no backend-specific graphs
             reference=exported / "clip.npy",
             **lengths,
         )
@@ -176,7 +177,7 @@ def rtx() -> Any:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> "Machine":
-    """Replace `cuda.core` behind `runtime/backends/cuda.py` by a simulated GPU."""
+    """Replace the `cuda.core` that `runtime/backends/cuda.py` uses by a simulated GPU."""
     from tests.fake_cuda import Machine, fake_core  # needs cuda.core, which is not available on every system
 
     machine = Machine()

@@ -1,4 +1,4 @@
-"""Fake backend whose results can be computed by hand, which steps in microseconds and can be made to fail."""
+"""Fake backend. Its results can be computed by hand, a step takes microseconds, and a test can make it fail."""
 
 import threading
 import time
@@ -49,7 +49,7 @@ class FakeBackend:
         self.calls: list[int] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
-        """Event that each step waits for; set at the beginning."""
+        """Event that each step waits for. It is set initially, so steps run at once until a test clears it."""
         self.gate.set()
         self.entered = threading.Event()
         self.answer: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]] = lambda _, found: found

@@ -1,8 +1,8 @@
-"""Fake of the used part of `cuda.core`, on host memory: it computes, and counts its calls.
+"""Fake, on host memory, of the part of `cuda.core` that the package uses. It computes results and counts its calls.
 
-test_tensorrt.py compares its signatures with the real ones. Work in the CUDA stream runs as late as possible, at the
-next synchronisation, so that code that forgets to synchronise fails. Work that is enqueued during a capture runs at
-each launch of the graph. Freed memory is filled with 0xFF, and any later use of it fails.
+test_tensorrt.py compares its signatures with those of the real `cuda.core`. Work in the CUDA stream runs as late as
+possible, at the next synchronisation, so that code that forgets to synchronise fails. Work that is enqueued during a
+capture runs at each launch of the graph. Freed memory is filled with 0xFF, and any later use of it fails.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy as np
 from cuda.core._utils.cuda_utils import CUDAError
 
 SIZE_OF_KERNEL = 5
-"""Number of arguments of the only kernel."""
+"""Number of arguments of the only kernel that is faked."""
 
 
 class Machine:
@@ -29,7 +29,7 @@ class Machine:
         self.memory: dict[int, int] = {}
         """Size of each allocated piece of memory (bytes), by address."""
         self.freed: list[Any] = []
-        """Freed memory that pending work may still write; kept until that work is done."""
+        """Freed memory that pending work may still write to; kept until the work is done."""
         self.limit: int | None = None
         """Size of the GPU memory (bytes); None if unlimited."""
         self.driver, self.compiler, self.captures, self.pools, self.fails = True, True, True, True, ""

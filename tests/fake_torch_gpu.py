@@ -69,5 +69,5 @@ class HostGpu:
 def put_in_place(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the backend `torch-cuda-graph` run on a fake machine."""
     monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
-    monkeypatch.setattr(HostGpu, "error", None)  # Then pytest restores it, whatever a test sets.
+    monkeypatch.setattr(HostGpu, "error", None)  # With this, pytest restores the value that a test sets.
     monkeypatch.setattr(torch_cuda_graph, "TorchGpu", HostGpu)

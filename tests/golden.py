@@ -1,4 +1,4 @@
-"""Arrays recorded from the released TensorFlow code, and its variables converted to parameters of this package."""
+"""Arrays recorded from the released TensorFlow code, and conversion of its variables to parameters of this package."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def cell_parameters(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
-    """Return the weights, or their gradients, under `prefix` as tensors by the names of E3DLSTMCell."""
+    """Return the weights whose names begin with `prefix`, or their gradients, by the parameter names of E3DLSTMCell."""
     parameters = {}
     for theirs, ours in CONVOLUTIONS.items():
         kernel = arrays[f"{prefix}{theirs}/kernel"].transpose(4, 3, 0, 1, 2)
@@ -43,7 +43,11 @@ def cell_parameters(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
 
 
 def model_parameters(arrays: Arrays, layers: int, prefix: str = "w") -> dict[str, Tensor]:
-    """Return the weights of a recorded model by the names of E3DLSTM; `prefix` is their folder."""
+    """Return the weights of a recorded model by the parameter names of E3DLSTM.
+
+    Args:
+        prefix: first component of the names of the arrays.
+    """
     parameters = {}
     for layer in range(layers):
         cell = cell_parameters(arrays, f"{prefix}/generator/e3d-lstm/e3d{layer}/")

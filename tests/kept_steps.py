@@ -10,7 +10,7 @@ from e3d_deploy.model import E3DLSTM
 
 
 class KeptSteps:
-    """Cached `export_core`, which exports once per network, number of streams and way to fold."""
+    """Cached `export_core`, which exports once per network, batch size and value of `fold`."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, GraphProto] = {}

@@ -23,7 +23,7 @@ SIZES = (1_000, 300_000, 2_000_000)
 
 
 def build_on_and_on(bundle: Path, folder: Path) -> NoReturn:
-    """Build new and cached engines with a cache so small that entries are removed too."""
+    """Build engines and take engines from a cache that is so small that entries are also removed."""
     draw = random.Random(os.getpid())
     while True:
         build(
@@ -59,7 +59,7 @@ def main(bundle: Path, folder: Path, times: int) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         opened = Bundle.open(bundle)
         for name, digest in opened.manifest.files.items():
-            check_file(bundle, name, digest)  # of engines too
+            check_file(bundle, name, digest)  # `Bundle.open` does not check engines
         assert cache.damaged() == {}, cache.damaged()
         counts["kills"] += 1
         counts["with engines"] += bool(opened.manifest.engines)

@@ -1,4 +1,4 @@
-"""Changed manifests, and sidecars of plans that were never built."""
+"""Manifests with changed fields, and sidecars of plans that do not exist."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,28 +16,28 @@ def rewrite(path: Path, **fields: Any) -> None:
 
 
 def changed(bundle: Bundle, **fields: Any) -> Bundle:
-    """Return a bundle with other fields in its manifest; the file on disk is not changed."""
+    """Return a bundle with changed fields in its manifest; the file on disk is not changed."""
     return replace(bundle, manifest=replace(bundle.manifest, **fields))
 
 
 def with_graph(bundle: Bundle, name: str, **fields: Any) -> Bundle:
-    """Return a bundle with other fields in the entry of one graph."""
+    """Return a bundle with changed fields in the entry of one graph."""
     return changed(bundle, graphs=graphs_with(bundle.manifest, name, **fields))
 
 
 def with_policy(bundle: Bundle, policy: str) -> Bundle:
-    """Return a bundle whose manifest names another policy, for itself and for its step graph."""
+    """Return a bundle whose manifest names another policy for the bundle and for the step graph."""
     precision = replace(bundle.manifest.precision, policy=policy)
     return changed(with_graph(bundle, "step", precision=policy), precision=precision)
 
 
 def graphs_with(manifest: Manifest, name: str, **fields: Any) -> tuple[Any, ...]:
-    """Return the graphs of a manifest, one of them with other fields."""
+    """Return the graphs of a manifest, one of them with changed fields."""
     return tuple(replace(one, **fields) if one.name == name else one for one in manifest.graphs)
 
 
 def with_shape(bundle: Bundle, number: int, length: int) -> tuple[Any, ...]:
-    """Return the inputs of the step graph, one of them with another length of its second axis."""
+    """Return the inputs of the step graph, after setting the length of the second axis of one of them."""
     inputs = list(bundle.entry("step").inputs)
     batch, _, *rest = inputs[number].shape
     inputs[number] = replace(inputs[number], shape=(batch, length, *rest))
@@ -45,7 +45,7 @@ def with_shape(bundle: Bundle, number: int, length: int) -> tuple[Any, ...]:
 
 
 def sidecar(**fields: Any) -> EngineSidecar:
-    """Return the sidecar of a plan for `tensorrt`, with other fields."""
+    """Return the sidecar of a plan for `tensorrt`; `fields` replace its default fields."""
     plain: dict[str, Any] = {
         "graph": "step",
         "graph_sha256": "0" * 64,

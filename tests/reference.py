@@ -1,6 +1,6 @@
 """Cell of the paper in slow NumPy, one position at a time, without code shared with the package.
 
-Written from the equations of the paper, section 3, with the parts that are only in the released code (the
+Written from the equations of the paper, section 3, with the operations that are only in the released code (the
 norms, the forget bias of 1, the sigmoid of tanh in the output gate). Channels first: [B, N, D, h, w].
 """
 
@@ -42,7 +42,9 @@ def layer_norm(x: Array, gamma: Array, beta: Array) -> Array:
 
 
 def recall(gate: Array, history: Array) -> Array:
-    """Return the mean of all positions of all past cells, weighted by the softmax of their products with the gate.
+    """Return the recalled state: the mean of all positions of all past cells, weighted by a softmax.
+
+    The scores of the softmax are the products of the positions with the recall gate.
 
     `history` is [B, S, N, D, h, w].
     """

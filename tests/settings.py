@@ -1,4 +1,4 @@
-"""Settings of the process that belong to the program, and that the package must not change."""
+"""Settings of the process that the package must not change, because they belong to the program that uses it."""
 
 import locale
 import logging

@@ -1,4 +1,4 @@
-"""Absence of network connections: a new Python and its children import and run the package."""
+"""Absence of network connections when a new Python process and its children import and run the package."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def contacts(code: str, *arguments: object, home: Path | None) -> list[str]:
     return re.findall(r"^CONTACT .*|.*connect\(.*AF_INET6?.*", done.stderr, re.MULTILINE)
 
 
-def test_connections_are_seen() -> None:
+def test_connections_are_detected() -> None:
     code = "import socket\ntry: socket.create_connection(('127.0.0.1', 9), timeout=1)\nexcept OSError: pass"
     assert contacts(code, home=None)
 

@@ -1,4 +1,4 @@
-"""Form of the docs: lines that fit, first paragraphs that say what a page is for, errors by their text."""
+"""Form of the docs: lengths of lines, first paragraphs of pages, and texts of the errors in docs/errors.md."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / page for page in OTHERS)
 TASKS = [page for page in PAGES if page.parent.name == "docs"]
 COLUMNS = 120
 PLACEHOLDER = "…"
-"""Mark for the changing part of a message, in the docs and in `messages`."""
+"""Placeholder for a formatted value in a message, in the docs and in `messages`."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -43,7 +43,7 @@ def messages() -> tuple[str, ...]:
 
 
 def is_said(text: str) -> bool:
-    """Return True if a message of the package reads like this, with anything in the place of each `…`."""
+    """Return True if a message of the package equals this text, with any text in place of each `…`."""
     pattern = ".*".join(map(re.escape, text.split(PLACEHOLDER)))
     return any(re.search(pattern, message, re.DOTALL) for message in messages())
 
@@ -59,6 +59,6 @@ def test_errors_are_listed_by_the_text_that_users_see() -> None:
     assert [text for text in texts if not is_said(text)] == []
 
 
-def test_a_text_that_no_message_has_is_found_out() -> None:
+def test_a_text_that_no_message_contains_is_reported() -> None:
     assert is_said("expected 1 or more")
     assert not is_said("expected 1 or … fewer than none")

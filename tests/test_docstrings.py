@@ -1,4 +1,4 @@
-"""First words of docstrings: each first line stands alone, as a verb phrase or a noun phrase."""
+"""First words of docstrings, which must not make the first line depend on another line."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "e3d_deploy"
 CHECKED = ("benchmarks", PACKAGE, "tests")
-"""Folders of which all Python files keep the rule."""
+"""Folders whose Python files are checked."""
 DEPENDENT = frozenset({"What", "Of", "Whether", "How", "Who", "As", "That", "Where", "Which", "Why", "Whose", "So"})
 """First words that make sense only next to another line."""
 NO_VERBS = frozenset(
@@ -74,7 +74,7 @@ def test_a_function_says_first_what_it_does(file: Path) -> None:
     assert [line for line, text in actions(file.read_text()) if first_word(text) in NO_VERBS] == []
 
 
-def test_docstrings_are_found_wherever_they_stand() -> None:
+def test_docstrings_are_found_in_every_position() -> None:
     source = (
         '"""What is."""\nclass A:\n    """As B."""\n    x = 1\n    """Which."""\n    def f(self):\n        "Whatever"'
     )

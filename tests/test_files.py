@@ -27,13 +27,13 @@ def test_a_link_stays_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None
     folder, link = tmp_path / "elsewhere", tmp_path / "link.npz"
     folder.mkdir()
     link.symlink_to("elsewhere/target.npz")
-    for _ in range(2):  # at first, the link leads to nothing
+    for _ in range(2):  # at first, the link leads to a file that does not exist
         write_file(link, CONTENT)
         assert link.is_symlink()
         assert (folder / "target.npz").read_bytes() == CONTENT
         assert [path.name for path in folder.iterdir()] == ["target.npz"]
     with pytest.raises(ZeroDivisionError), new_file(link) as partial:  # noqa: PT012 (both are the test)
-        assert partial.name == "link.npz"  # writers choose the format by this suffix
+        assert partial.name == "link.npz"  # writers choose the file format by this suffix
         partial.write_bytes(BEFORE)
         raise ZeroDivisionError
     assert (folder / "target.npz").read_bytes() == CONTENT
@@ -97,7 +97,7 @@ def test_a_device_gets_the_bytes_and_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("devices_stay")
-def test_the_null_device_takes_everything(tmp_path: Path) -> None:
+def test_the_null_device_accepts_everything(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("/dev/null")
     for path in (Path("/dev/null"), link):
@@ -171,7 +171,7 @@ def test_an_error_names_the_path_that_was_given(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_a_place_that_cannot_take_an_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to("absent/target")
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

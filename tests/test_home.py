@@ -24,6 +24,6 @@ def test_without_a_home_folder_there_is_no_cache(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_system_that_lists_no_home_has_none(homeless: None) -> None:
+def test_a_user_without_home_entry_has_no_cache(homeless: None) -> None:
     with pytest.raises(FileNotFoundError, match="set XDG_CACHE_HOME"):
         cache_folder("choices")

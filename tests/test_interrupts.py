@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = [
     number
     for number in (getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
-    if signal.getsignal(number) is not signal.SIG_IGN  # like `nohup`, also for child processes
+    if signal.getsignal(number) is not signal.SIG_IGN  # as `nohup` does; child processes inherit this
 ]
 AT_EXIT = """
 import atexit, os, signal, sys
@@ -45,7 +45,7 @@ def run(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
 def test_a_signal_while_modules_are_imported_ends_the_program_without_a_traceback(
     module: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    """The first module is imported before any command, the others by a command."""
+    """The first module of the list is imported before any command, the remaining modules by a command."""
     stub = tmp_path / f"{module}.py"
     stub.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
     command = {"click": ["--help"], "rich": ["doctor"], "torch": ["export", stub, "-o", tmp_path / "out"]}[module]

@@ -1,4 +1,4 @@
-"""Leftover workspaces: removed once their process has certainly ended, and never before."""
+"""Removal of leftover workspaces, which must not happen before their process has certainly ended."""
 
 import errno
 import fcntl
@@ -114,7 +114,7 @@ def test_a_locked_file_with_content_stays(tmp_path: Path) -> None:
 
 
 def test_a_child_of_a_fork_does_not_hold_the_locks_of_its_parent(tmp_path: Path) -> None:
-    """Workers of a data loader may run for seconds after a run was killed."""
+    """Workers of a data loader may run for seconds after their run was killed, and would hold its locks."""
     subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True, timeout=60)
 
 
@@ -143,7 +143,8 @@ def test_temporary_files_of_killed_runs_are_removed_too(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="set TMPDIR") as error, scratch_folder():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert error.value.filename == str(tmp_path / "e3d_deploy")
-    with pytest.raises(OSError, match=r"^.Errno 27. File too large: ") as error, scratch_folder():  # in any folder
+    # The error gives no advice, because another TMPDIR would not help.
+    with pytest.raises(OSError, match=r"^.Errno 27. File too large: ") as error, scratch_folder():
         raise OSError(errno.EFBIG, "File too large")
 
 

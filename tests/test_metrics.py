@@ -1,4 +1,4 @@
-"""Measures compared with scikit-image, with output of the released code, and with values by hand."""
+"""Measures compared with scikit-image, with output of the released code, and with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from e3d_deploy.metrics import MEASURES, eight_bits, mae, mse, psnr, psnr_eight_
 from tests.golden import GOLDEN, read
 
 MEASURE = 1e-12  # float64, relative; measured 8.9e-16 (SSIM), 0 (PSNR)
-OLD_SSIM = 1e-6  # against float32 in scikit-image 0.19.3; measured 2.5e-8
-OLD_PSNR = 2e-5  # dB, the released code computes the logarithm in float32; measured 5.3e-6
+OLD_SSIM = 1e-6  # compared with float32 in scikit-image 0.19.3; measured 2.5e-8
+OLD_PSNR = 2e-5  # dB; the released code computes the logarithm in float32; measured 5.3e-6
 
 both_colours = pytest.mark.parametrize("channels", [1, 3])
 

@@ -34,7 +34,7 @@ STATES = 5e-5  # measured A 2.5e-6 (cell), C 5.5e-6 (memory)
 LOSS = 1e-6  # relative; measured 1.4e-7
 REFERENCE = 1e-12  # float64; measured 2.1e-15
 GOLDEN_REFERENCE = 5e-6  # the reference in float64 against TensorFlow in float32; measured 7.9e-7
-ALONE = 1e-12  # float64, a sample alone and in a batch; measured 0
+ALONE = 1e-12  # float64, a sample alone compared with the same sample in a batch; measured 0
 DEPTH = 2
 """Frames in the window of the released code."""
 
@@ -185,7 +185,7 @@ def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int
 
 
 def flags(arrays: Arrays, case: str, horizon: int) -> Tensor:
-    """Return a flag per frame, True if the true frame was input: all of the context, then as recorded."""
+    """Return a flag per frame, True if the true frame was the input: always in the context, then as recorded."""
     drawn = torch.tensor(arrays[f"{case}/flag_per_step"])
     return after_context(drawn, arrays["images"].shape[1] - horizon)
 
@@ -319,7 +319,7 @@ def test_samples_of_a_batch_are_independent(tiny_model: E3DLSTM, clip: Tensor) -
     assert largest_difference(together, alone) < ALONE
 
 
-# Shapes of network
+# Sizes of networks
 
 
 @pytest.mark.parametrize(

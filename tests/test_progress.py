@@ -19,7 +19,7 @@ def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_lines_are_prefixed_with_the_part_of_the_work() -> None:
+def test_lines_are_prefixed_with_the_stage_of_the_work() -> None:
     said: list[str] = []
     within(said.append, "clip 1 of 2")("frame 1")
     within(said.append, "")("frame 1")

@@ -1,4 +1,4 @@
-"""Idioms that readers had to decode, and the plain words that the project uses in their place."""
+"""Idioms that are hard to understand, and the plain words that the project uses in their place."""
 
 import ast
 import io
@@ -32,7 +32,7 @@ IDIOMS = {
 
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and text of the prose of a file: of Python its docstrings, comments, and strings with spaces."""
+    """Yield line and text of the prose of a file; in Python: docstrings, comments, and strings with spaces."""
     source = file.read_text()
     if file.suffix != ".py":
         yield from enumerate(source.splitlines(), 1)

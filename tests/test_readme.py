@@ -72,7 +72,7 @@ def test_numbers_are_those_that_were_measured(file: Path, name: str, write: Call
 
 
 def test_a_benchmark_of_builds_says_how_often_each_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/engines.md contains a sentence that is generated from it."""
+    """docs/engines.md contains a sentence that is generated from this number."""
     monkeypatch.setattr(clip, "library", lambda _: SimpleNamespace(__version__="1.7"))
     monkeypatch.setattr(clip, "build_plan", lambda *_: b"plan")
     assert clip.build({"naive": tmp_path, "ours": tmp_path}, 2)["rounds"] == {"naive": 2, "ours": 2}

@@ -236,7 +236,7 @@ FLAGS: list[tuple[str, str, dict[str, str]]] = [
     ("test_interval", "2000", {"--validate-every": "2000"}),
     ("snapshot_interval", "3000", {"--save-every": "3000"}),
     ("num_save_samples", "3", {}),
-    ("n_gpu", "2", {"--devices": "2", "--batch-size": "16"}),  # batch_size clips per device
+    ("n_gpu", "2", {"--devices": "2", "--batch-size": "16"}),  # the released flag counts clips per device
     ("allow_gpu_growth", "False", {}),
 ]
 

@@ -7,7 +7,7 @@ from tests.tools import Clock
 
 
 class Paced(Clock):
-    """Simulated clock that calls advance."""
+    """Simulated clock that is advanced by calls of given lengths."""
 
     def __init__(self, *seconds: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Window of training (context length, horizon, interval), from the run through import and export to each command."""
+"""Context length, horizon and interval of training, passed on from a run or import to the bundle and commands."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ WINDOW = Window(context_length=5, horizon=5, interval_ms=40.0, interval_range_ms
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a video, clips, and a run on them: 5 frames of context, 5 of forecast."""
+    """Return a folder with a video, clips, and a training run on them with context length 5 and horizon 5."""
     folder = tmp_path_factory.mktemp("window")
     write_video(folder / "walk.mp4", gray_levels((16, 24), [8 * (n % 30) for n in range(100)]))
     np.savez(folder / "clips.npz", frames=np.random.default_rng(0).integers(0, 256, (3, 12, 16, 24, 1), np.uint8))
