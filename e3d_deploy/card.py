@@ -175,7 +175,7 @@ class Card:
     window: Window | None = None
     decay: Decay | None = None
     fit: Fit = "stretch"
-    """Method that fitted pictures with another aspect ratio to the size of a frame in training."""
+    """Method that fitted pictures with a different aspect ratio to the size of a frame in training."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Entries unknown to this version, which are preserved."""
 

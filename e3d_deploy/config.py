@@ -11,7 +11,7 @@ from e3d_deploy.errors import ConfigError
 
 Semantics = Literal["paper", "google", "openstl"]
 Fit = Literal["stretch", "crop", "pad"]
-"""Methods that fit a picture with another aspect ratio to a frame: stretch it, crop its edges, or pad it with black."""
+"""Methods that fit a picture with a different aspect ratio to a frame: stretch it, crop it, or pad it with black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ class TrainConfig:
     """Number of steps with burn-in, at the end of training; None: a tenth of the steps, rounded down. If the schedule
     follows time, burn-in begins at the same share of the time."""
     fit: Fit = "stretch"
-    """Method that fits pictures with another aspect ratio to the size of a frame: `stretch`, `crop` or `pad`."""
+    """Method that fits pictures with a different aspect ratio to the size of a frame: `stretch`, `crop` or `pad`."""
     layout: str | None = None
     """Axes of the training arrays, such as NTHW; None: inferred from their shapes."""
     seed: int = 0

@@ -22,7 +22,7 @@ FEWEST_TO_VERIFY = 2
 def why_unfit_to_calibrate(clips: Sequence[NDArray[np.float32]], context_length: int) -> str | None:
     """Return why clips [T, C, H, W] are unfit for calibration, in words; None if they are fit.
 
-    Only the context of each clip counts, because the network sees no other frames.
+    Only the context of each clip counts, because the network sees only the context.
     """
     frames = [frame for clip in clips for frame in clip[:context_length]]
     pixels = frames[0].shape[-2] * frames[0].shape[-1]

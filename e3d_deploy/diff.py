@@ -56,7 +56,7 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     differs = [name for name, changes in sections.items() if changes]
     if weights["changed"] or weights["shapes"] or weights["only_a"] or weights["only_b"]:
         differs.append("weights")
-    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "only one of the two has it")
+    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "only one of the two has this section")
     return {
         "a": a.about,
         "b": b.about,

@@ -99,7 +99,7 @@ class StreamError(E3DError):
 
 
 class SnapshotError(E3DError):
-    """Snapshot file that is damaged, or of another schema."""
+    """Snapshot file that is damaged, or whose schema this version does not read."""
 
     exit_code = 5
 

@@ -161,7 +161,7 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
             if not os.access(place, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             return
-        with workspace(place):  # try it out: some file systems refuse files despite the permissions
+        with workspace(place):  # a trial, because some file systems refuse files despite the permissions
             pass
 
 

@@ -28,7 +28,7 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def end_on_signals() -> None:
-    """Make Ctrl-C, SIGTERM and SIGHUP end the program at once while it starts and ends."""
+    """Make Ctrl-C, SIGTERM and SIGHUP end the program at once while it starts or exits."""
     for number in (signal.SIGINT, *ENDING):
         if signal.getsignal(number) in DEFAULT:
             signal.signal(number, end_at_once)

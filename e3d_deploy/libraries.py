@@ -66,7 +66,7 @@ def is_importable(module: str) -> bool:
     """Return True if a module can be found, without importing it."""
     try:
         spec = find_spec(module)
-    except Exception:  # its package is missing or does not load, or is a stub, which may raise anything
+    except Exception:  # its package is missing, does not load, or is a stub; a stub may raise anything
         return False
     # A namespace package has search folders instead of a loader.
     return isinstance(spec, ModuleSpec) and bool(spec.loader or spec.submodule_search_locations)

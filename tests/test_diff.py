@@ -169,7 +169,7 @@ def test_the_command_ends_with_a_verdict(exported: Path, tmp_path: Path) -> None
     assert run(a, b, "--exit-code", code=3).stderr.splitlines()[-1] == f"FAIL {a} and {b} differ in config, weights"
     assert run(a, a, "--exit-code").stdout.splitlines()[-1].endswith("are the same")
     assert json.loads(run(a, b, "--json").stdout)["differs_in"] == ["config", "weights"]
-    assert "not compared, only one of the two has it: engines" in run(exported / "tiny.e3d", a).stdout
+    assert "not compared, only one of the two has this section: engines" in run(exported / "tiny.e3d", a).stdout
 
 
 def test_a_diff_needs_only_numpy_and_click(exported: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_workspace_of_a_running_process_is_kept_at_any_age(tmp_path: Path) -
         assert folder.exists()
 
 
-def test_the_age_alone_decides_for_workspaces_of_another_system(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_age_decides_for_workspaces_of_a_different_system(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_system", lambda: "another.")
     write_file(left.parent / "target", b"")
     assert left.exists()
@@ -79,7 +79,7 @@ def test_the_age_alone_decides_for_workspaces_of_another_system(left: Path, monk
 
 
 @pytest.mark.parametrize("keeps", ["pretends", "refuses"])
-def test_without_locks_age_alone_decides(left: Path, monkeypatch: pytest.MonkeyPatch, keeps: str) -> None:
+def test_without_locks_only_the_age_decides(left: Path, monkeypatch: pytest.MonkeyPatch, keeps: str) -> None:
     def flock(*_: object) -> None:
         if keeps == "refuses":
             raise OSError(errno.ENOLCK, "No locks available")

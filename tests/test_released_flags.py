@@ -465,7 +465,7 @@ def test_existing_files_are_not_deleted(tmp_path: Path) -> None:
 
     assert command(lr="0.01") == str(
         run.with_name("_mnist_e3d_lstm-3") / "model.safetensors"
-    )  # a run with other settings
+    )  # a run with different settings
     assert command(max_iterations="2") == str(run / "model.safetensors")  # resumes the first run
     assert steps_done(run) == 2
     assert (run / "notes.txt").read_text() == "mine"

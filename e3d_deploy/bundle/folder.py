@@ -130,7 +130,7 @@ class Bundle:
 
     @property
     def earlier_identities(self) -> tuple[str, ...]:
-        """Identities in snapshots of the bundle that older versions wrote: they used `digest`."""
+        """Values that older versions stored as the identity in snapshots of the bundle: `digest`."""
         return (self.digest,)
 
     @property
@@ -286,7 +286,7 @@ def verifications(bundle: Bundle) -> dict[str, Verification]:
 
 
 def _reports(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Return the reports of verify.json by backend; empty if the file is missing, invalid or of another bundle."""
+    """Return the reports of verify.json by backend; empty if the file is missing, invalid or of a different bundle."""
     file = bundle.path / VERIFICATION
     try:
         content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
@@ -354,8 +354,8 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)
         if overwrite and place.exists():
-            # Lock the old bundle. Otherwise, a process that is about to write its manifest could write into the new
-            # bundle.
+            # Lock the old bundle. Otherwise, a process that is about to change the manifest of the old bundle could
+            # write into the new bundle.
             with locked(place):
                 swap(folder, place)
             return
@@ -481,7 +481,7 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
     """Check that a file of a bundle has the hash `digest` from the manifest.
 
     Raises:
-        BundleError: The file is missing, is not a regular file, has another hash, or is outside the bundle.
+        BundleError: The file is missing, is not a regular file, has a different hash, or is outside the bundle.
     """
     file = bundle / name
     _check_inside(bundle, name)

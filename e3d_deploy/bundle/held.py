@@ -37,7 +37,7 @@ class HeldFiles:
         return view
 
     def shared(self, name: str) -> Content:
-        """Return the content of a file as writable memory, for a library that requires it and uses it in place.
+        """Return the content of a file as writable memory, for a library that requires such memory and makes no copy.
 
         The caller must not write to the memory, which all users of the bundle share.
         """

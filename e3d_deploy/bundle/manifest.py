@@ -298,7 +298,7 @@ class Manifest(Entry):
         return States(tuple(_tensor(one) for one in self.states)) if self.states else None
 
     def problems(self, *, always: set[str]) -> Iterator[str]:
-        """Yield the errors of a manifest whose fields have the right types, each as a text that begins with its field.
+        """Yield a text per error, such as `batch: got 0, expected 1 or more`; the types of fields are already checked.
 
         Args:
             always: names of files that `files` must list, in addition to the graphs and their weights.

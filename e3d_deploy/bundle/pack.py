@@ -38,7 +38,7 @@ def pack(
 ) -> Path:
     """Write a bundle to the archive `output`, and return the path of the archive.
 
-    The same bundle always yields the same bytes: the manifest, then the other files in order of their names, without
+    The same bundle always yields the same bytes: the manifest, then its files in order of their names, without
     compression. (Deflate makes a full-size bundle a tenth smaller and takes six times as long, and its bytes depend on
     the version of zlib.) The archive appears under its name only when it is complete.
 

@@ -83,9 +83,9 @@ def _problem(
     """Return why a plan cannot be used, as a clause whose subject is the plan; None if it can be used."""
     made_from = sources(bundle, graph, sidecar.target)
     if sidecar.graph_sha256 != made_from["graph_sha256"]:
-        return "was built from another graph than that of the bundle"
+        return "was built from a different graph than the bundle contains"
     if sidecar.weights_sha256 != made_from["weights_sha256"]:
-        return "was built with other weights than those of the bundle"
+        return "was built with different weights than the bundle contains"
     built, options = sidecar.builder, sidecar.options
     if built != version and not (options.version_compatible and _runs_on(built, version)):
         return f"was built by {sidecar.target} {built}, this is {version}"

@@ -18,7 +18,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: The file does not exist, or is a folder.
-        BenchmarkError: The file is not a result of `e3d benchmark --json`, or has another schema.
+        BenchmarkError: The file is not a result of `e3d benchmark --json`, or has a different schema.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give a file that `e3d benchmark BUNDLE --json` printed")
@@ -52,7 +52,7 @@ def _problem(error: Exception) -> str:
         return f"not JSON: {error}"
     if isinstance(error, KeyError):
         return f"without {error}"
-    return str(error).partition("\n")[0] if isinstance(error, ValueError) else "JSON of another form"
+    return str(error).partition("\n")[0] if isinstance(error, ValueError) else "JSON of a different form"
 
 
 def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float) -> Comparison:
@@ -100,7 +100,7 @@ def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the conditions that must be equal for two results to be compared."""
     return {
         "cpu": result["environment"]["cpu"],
-        "gpu": result["environment"].get("gpu"),  # earlier versions did not record it
+        "gpu": result["environment"].get("gpu"),  # earlier versions did not record the GPU
         "threads": result["environment"]["threads"],
         "bundle": result["bundle"]["digest"][:16],
         "batch": result["bundle"]["batch"],

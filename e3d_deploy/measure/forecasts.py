@@ -66,7 +66,8 @@ def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *,
         progress: called after each step.
 
     Raises:
-        ShapeError: The pictures have another size or type, or values outside [0, 1].
+        ShapeError: The pictures do not have the size, channels or type that the network takes, or have values outside
+            [0, 1].
         StreamError: A prediction is not finite.
         ResourceLimit: Memory is used up.
     """

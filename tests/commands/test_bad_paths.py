@@ -161,9 +161,9 @@ def test_the_python_api_tells_missing_from_damaged(exported: Path, tmp_path: Pat
         (b"", "not JSON: Expecting value"),
         (b"loss 0.5", "not JSON: Expecting value"),
         (b"{}", "without 'schema'"),
-        (b"[1, 2]", "JSON of another form"),
+        (b"[1, 2]", "JSON of a different form"),
         (json.dumps({"schema": 1}).encode(), "without 'environment'"),
-        (b"[" * 100_000, "JSON of another form"),
+        (b"[" * 100_000, "JSON of a different form"),
     ],
 )
 def test_a_file_that_is_not_a_baseline_is_refused_in_one_line(

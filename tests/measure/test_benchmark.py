@@ -421,7 +421,7 @@ def test_the_gpu_is_named_if_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) 
     assert "GPU: –" in e3d("doctor").stdout
     monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: True)
     assert inventory.machine()["gpu"] == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
-    for nothing in (type(sys)("cuda.core"), None):  # of another version, and not installed
+    for nothing in (type(sys)("cuda.core"), None):  # a version without Device, and no cuda.core
         monkeypatch.setitem(sys.modules, "cuda.core", nothing)
         assert inventory.machine()["gpu"] is None
     monkeypatch.undo()

@@ -92,7 +92,7 @@ def test_shares_of_the_roofline_are_minimum_time_over_time(bundle: Bundle, monke
         ("t0/conv", "Conv", True),
         ("conv2d_5_nchwc", "FusedConv", True),
         ("t0/conv/WithoutBiases", "Convolution", True),
-        ("t0/conv/MatmulTransposeFusion/", "FusedMatMul", False),  # has the name of a convolution but another type
+        ("t0/conv/MatmulTransposeFusion/", "FusedMatMul", False),  # has the name of a convolution but a different type
         ("t0/conv", "Reorder", False),
         ("ReorderInput_token_6", "ReorderInput", False),
         ("", "Conv", False),
