@@ -429,7 +429,7 @@ def _manifest_of(path: Path, text: bytes) -> Manifest:
 
 
 def _replaced(folder: Folder, text: bytes) -> bool:
-    """Return True if the path of a folder leads to a bundle whose manifest is not `text`."""
+    """Return True if a different folder has taken the path of `folder`, or if the manifest there is not `text`."""
     if folder.replaced():
         return True
     try:
