@@ -1,4 +1,4 @@
-"""ONNX operators that rewrites of a graph look for, and a function that copies a node."""
+"""Groups of ONNX operators by which graph rewrites select nodes, and a function that copies a node."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ PRODUCTS = ("Conv", "MatMul")
 
 
 def on(node: NodeProto, inputs: Sequence[str], output: str) -> NodeProto:
-    """Return a copy of a node that reads `inputs`, writes `output` and is named after it."""
+    """Return a copy of a node that reads `inputs`, writes `output` and is named `output`."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.name, copy.input[:], copy.output[:] = output, inputs, [output]

@@ -1,7 +1,7 @@
 """Translation of the command line of google/e3d_lstm `run.py` into options of `e3d`.
 
-Flags of the released code contain underscores, options of `e3d` hyphens, so a command line may use both. The options of
-`e3d` come last and take precedence.
+No flag of the released code is also an option of `e3d`, so a command line may use both. The options of `e3d` come last
+and take precedence.
 """
 
 import os
@@ -186,7 +186,7 @@ def _path(values: Mapping[str, str], name: str) -> str:
 
 
 def _paths(values: Mapping[str, str], name: str) -> str:
-    """Return a value of one or several paths, joined by commas, with each home folder expanded."""
+    """Return the paths in a value, joined by commas, with the home folder in place of each leading `~`."""
     _path(values, name)
     return ",".join(os.path.expanduser(part) for part in values[name].split(","))
 

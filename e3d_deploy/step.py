@@ -1,7 +1,7 @@
 """The trained model as one step on plain tensors, and rewrites of its modules for PyTorch's own backends.
 
 model.py stays close to the paper. The rewrites replace its modules with faster ones, and tests check that every
-replacement computes the same. export/graph/variants.py writes the graphs for other engines.
+replacement computes the same result. export/graph/variants.py writes the graphs for libraries that run ONNX.
 """
 
 import copy
@@ -23,8 +23,8 @@ class FlatConvolution(nn.Module):
 
     Output d depends on frames d and d + 1 of the window and is a 2D convolution over the channels of both. Only zeros
     follow the window, so the last output is a 2D convolution over the channels of the last frame. Engines have fast
-    kernels for 2D convolutions, and nothing is multiplied by the zeros. No padding is on one side only, for which
-    cuDNN has no kernel (microsoft/onnxruntime#26274). docs/graphs.md reports the gain.
+    kernels for 2D convolutions, and nothing is multiplied by the zeros. The padding is the same on both sides, because
+    cuDNN has no kernel for padding on one side (microsoft/onnxruntime#26274). docs/graphs.md reports the gain.
     """
 
     def __init__(self, convolution: Convolution) -> None:
@@ -94,8 +94,8 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - self._mean(x)
-        # √(variance + ε) with √ε factored out. The exporter's optimizer replaces x + 1e-12 with x, which would divide
-        # by 0 at the first step, where the variance is 0. test_first_step_of_zero_states checks this.
+        # √(variance + ε) with √ε factored out. The exporter's optimizer replaces x + 1e-12 with x, and the first step,
+        # where the variance is 0, would then divide by 0. test_first_step_of_zero_states checks this.
         deviation = self.eps**0.5 * torch.sqrt(self._mean(centred * centred) / self.eps + 1.0)
         scale: Tensor = self.weight.view(self.affine_shape) / deviation
         return centred * scale + self.bias.view(self.affine_shape)
@@ -119,14 +119,14 @@ class Constant(nn.Module):
 
 
 Rewrite = Callable[[Any, ModelConfig], None]
-"""Function that replaces modules of a cell with modules that compute the same."""
+"""Function that replaces modules of a cell with modules that compute the same result."""
 
 
 @torch.no_grad()
 def fold_frozen_memory(cell: Any, config: ModelConfig) -> None:
     """Replace the convolution and norm of a memory that stays zero with the constant gates that they compute.
 
-    With `paper` semantics the memory changes, and the cell is left as it is.
+    With `paper` semantics the memory changes, so the cell is not rewritten.
     """
     if config.semantics == "paper":
         return
@@ -203,7 +203,7 @@ class Step(nn.Module):
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
     """Return zeros in the shapes that `Step` takes, with a full history."""
-    zeros = partial(torch.zeros, dtype=torch.float32)  # a program may have set another default type
+    zeros = partial(torch.zeros, dtype=torch.float32)  # the program may have changed PyTorch's default type
     state = {tensor.name: zeros(tensor.shape) for tensor in contract.states(config, batch)}
     layers = range(len(config.hidden))
     return (

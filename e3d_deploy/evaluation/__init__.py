@@ -1,4 +1,4 @@
-"""Measures of forecast quality under two conventions, compared with simple baselines, with tables and pictures."""
+"""Evaluation of forecasts: measures under two conventions, two baselines, tables and pictures."""
 
 from e3d_deploy.evaluation.measuring import Evaluation, evaluate
 

@@ -66,8 +66,8 @@ OPENSTL = Convention(
 
 ORIGINAL = Convention(
     name="original",
-    meaning="Numbers as google/e3d_lstm and PredRNN print them: predictions are clipped to [0, 1]. MSE is given per "
-    "frame, and overall per sequence, summed over its frames. PSNR and SSIM are computed on 8-bit pictures and "
+    meaning="Numbers as google/e3d_lstm and PredRNN print them: predictions are clipped to [0, 1]. MSE is listed per "
+    "frame; the overall MSE is the sum over the frames of a sequence. PSNR and SSIM are computed on 8-bit pictures and "
     "averaged over frames and sequences.",
     measures={
         "mse": Measure(

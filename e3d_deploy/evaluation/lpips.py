@@ -22,11 +22,11 @@ from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
 
 LAYERS = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-"""Shape of the weight of each convolution, by its index in torchvision's `alexnet().features`."""
+"""Shape of the weight of each convolution, by the index of the convolution in torchvision's `alexnet().features`."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Offset that is subtracted from each colour in [-1, 1], and divisor that is applied after the subtraction."""
 SMALLEST = 31
-"""Minimum side of a frame (pixels); AlexNet's strides and pools reduce it to one."""
+"""Minimum side of a frame (pixels), which AlexNet's strides and pools reduce to one pixel."""
 
 
 def lpips_convention(path: Path) -> Convention:
@@ -37,7 +37,7 @@ def lpips_convention(path: Path) -> Convention:
             `features.0.bias`, …) and of the LPIPS heads (`lin0.model.1.weight`, …).
 
     Raises:
-        CheckpointError: `path` does not exist, or lacks one of these tensors.
+        CheckpointError: `path` does not exist, is not a file of tensors, or lacks one of these tensors.
     """
     distance = lpips(path)
     return Convention(
@@ -77,7 +77,7 @@ def lpips(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.float32]], ND
 
 
 def _features(frames: Frames, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return AlexNet's features after each of its five convolutions and their ReLU, [T, N, h, w]."""
+    """Return AlexNet's features after the ReLU of each of its five convolutions; each entry is [T, N, h, w]."""
     x = torch.from_numpy(np.ascontiguousarray(frames, np.float32)) * 2 - 1
     x = x.expand(-1, 3, -1, -1)
     x = (x - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
@@ -126,5 +126,5 @@ def _check(frames: Frames) -> None:
     if C not in (1, 3) or min(H, W) < SMALLEST:
         raise ShapeError(
             f"lpips: got frames of {C} colours and {H}×{W} pixels, expected 1 or 3 colours and {SMALLEST} pixels or "
-            "more; leave out --lpips"
+            "more; omit --lpips"
         )

@@ -40,7 +40,7 @@ class Evaluation:
     horizon: int
     conventions: Sequence[Convention]
     frames: Mapping[Key, Sequence[float]]
-    """One number per predicted frame, averaged over the clips."""
+    """One number per predicted frame, averaged over the clips, for each key."""
 
     @property
     def forecasters(self) -> list[str]:
@@ -48,7 +48,7 @@ class Evaluation:
         return list(dict.fromkeys(who for _, _, who in self.frames))
 
     def overall(self, convention: str, measure: str, who: str = FORECAST) -> float:
-        """Return one number for all predicted frames: the mean, or the sum if the convention sums."""
+        """Return one number for all predicted frames: the mean, or the sum if `Measure.overall` is `sum`."""
         (found,) = (one for one in self.conventions if one.name == convention)
         values = np.array(self.frames[convention, measure, who])
         return float(values.sum() if found.measures[measure].overall == "sum" else values.mean())
@@ -114,15 +114,15 @@ def evaluate(
     Clips are read one at a time and not stored.
 
     Args:
-        clips: each float [T, C, H, W] in [0, 1], T at least context_length + horizon; later frames are ignored.
+        clips: each float [T, C, H, W] in [0, 1], T at least context_length + horizon; further frames are ignored.
         each: called after each clip with its number, from 1, the clip [context_length + horizon, C, H, W],
             and the unclipped forecast [horizon, C, H, W].
 
     Raises:
         ConfigError: `context_length` or `horizon` is below 1.
         ClipError: `clips` is empty.
-        ShapeError: a clip is too short, its frames have another size than the model's, or its values are not
-            finite and in [0, 1]; the message names the clip.
+        ShapeError: a clip is too short, its frames do not have the size that the model expects, or a value is not
+            finite or is outside [0, 1]; the message names the clip.
         StreamError: a prediction of the model is not finite; the message names the clip.
     """
     if min(context_length, horizon) < 1:
@@ -151,7 +151,10 @@ def evaluate(
 
 
 def baselines(context: Frames, horizon: int) -> dict[str, Frames]:
-    """Return two forecasts made without a model, [horizon, C, H, W]: the last frame and the mean of the context."""
+    """Return two forecasts that need no model: the last frame of the context, and the mean of the context.
+
+    Each repeats one frame, [horizon, C, H, W].
+    """
     return {
         "copy last": context[-1:].repeat(horizon, axis=0),
         "mean of context": context.mean(axis=0, keepdims=True).repeat(horizon, axis=0),

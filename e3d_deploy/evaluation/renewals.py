@@ -24,7 +24,8 @@ Errors = NDArray[np.float64]
 RENEWALS = ("none", "refresh:2", "replay")
 """Renewals that are compared by default."""
 REFERENCE = "replay"
-"""Renewal that the others are compared with; it forecasts like a new stream that sees the context of training."""
+"""Renewal that the others are compared with. Its forecasts equal those of a new stream that sees only a context as long
+as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class RenewalErrors:
     steps_per_forecast: int
     """Number of steps per forecast."""
     ages: tuple[int, ...]
-    """Age of the state that makes the forecast, at each position (frames)."""
+    """Age of the state that makes the forecast, at each position of the cycle (frames)."""
     mse: tuple[float, ...]
     """Squared error at each position: summed over a frame, averaged over windows and frames of the forecast."""
 
@@ -57,10 +58,11 @@ class Comparison:
     """Results of several renewals on the same frames."""
 
     positions: tuple[int, ...]
-    """Numbers of frames that the streams had seen at each forecast; they span a whole cycle of every renewal."""
+    """Number of frames that a stream has seen before each forecast. The numbers are consecutive and cover a whole cycle
+    of every renewal."""
     renewals: tuple[RenewalErrors, ...]
     copy_last: float
-    """Mean error of copying the last frame seen, in place of a forecast."""
+    """Mean error of repeating the last frame that the stream has seen, in place of a forecast."""
 
     def report(self) -> dict[str, Any]:
         """Return the errors and costs as JSON values."""
@@ -87,7 +89,8 @@ def positions_of(predictor: Predictor, renewals: Sequence[str], *, longest: int)
 
     Raises:
         ConfigError: `renewals` is empty or contains an invalid renewal.
-        ClipError: `longest` is too small: a stream would have to forecast before it has warmed up.
+        ClipError: `longest` is too small, so that a stream would have to forecast before the warm-up of its renewal
+            ends.
     """
     if not renewals:
         raise ConfigError("renewals: got none, expected at least one; name one, such as refresh:2")

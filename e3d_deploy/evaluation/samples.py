@@ -11,9 +11,9 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.frames import Frames
 
 STRIP_LENGTH = 12
-"""Maximum number of frames in a row of a strip."""
+"""Maximum number of frames side by side in a strip."""
 ANIMATION_SIDE = 192
-"""Approximate length of the longer side of an animated frame, after it is enlarged (pixels)."""
+"""Approximate length of the longer side of a frame in the animation, after enlarging (pixels)."""
 
 
 def write_samples(folder: Path, truth: Frames, forecast: Frames, context_length: int) -> None:
@@ -24,7 +24,7 @@ def write_samples(folder: Path, truth: Frames, forecast: Frames, context_length:
 
     Args:
         folder: folder to create, with missing parent folders; the original uses gen_frm_dir/ITERATION/BATCH.
-        truth: the whole clip, [T, C, H, W], C 1 or 3.
+        truth: the whole clip, [T, C, H, W]; C is 1 or 3.
         forecast: unclipped, [horizon, C, H, W].
 
     Raises:
@@ -78,7 +78,8 @@ def framed(clip: Frames, gray: float, bright_from: int | None = None) -> Frames:
 
     Args:
         gray: value of the border.
-        bright_from: index of the first frame with a white border, which marks forecast frames; None for none.
+        bright_from: index of the first frame with a white border, which marks forecast frames; None if no border is
+            white.
     """
     bordered = np.pad(clip, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=gray)
     if bright_from is not None:

@@ -1,4 +1,4 @@
-"""Decay of a state: the error of forecasts by the number of frames that the state has seen.
+"""Decay of a state: the forecast error as a function of the age of the state.
 
     from e3d_deploy.evaluation.streaming import measure_decay
 
@@ -31,7 +31,7 @@ BATCH_BYTES = 1 << 28
 
 
 class Windows(Protocol):
-    """A sequence of windows, such as a list or a data set of `data.datasets`."""
+    """A list or a data set of `data.datasets`; each item is a context and the true frames after it."""
 
     def __len__(self) -> int: ...
 
@@ -39,18 +39,18 @@ class Windows(Protocol):
 
 
 class Steps(Stepper, Protocol):
-    """The part of `runtime.backends.protocol.Backend` that forecasts need."""
+    """The members of `runtime.backends.protocol.Backend` that a forecast needs."""
 
     sizes: tuple[int, ...]
 
 
 def decay_ages(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
-    """Return the ages to measure, ascending.
-
-    These are C and the given `ages`. If `ages` is None, they are C, AGES and REACH · C.
+    """Return `context_length` and the given `ages`, ascending.
 
     Args:
-        context_length: C, the context of training (frames).
+        context_length: length of the context in training (frames).
+        ages: ages to measure; None for the default ages `card.AGES`, and for `card.REACH` times `context_length`, the
+            age that a verdict on the decay needs.
 
     Raises:
         ConfigError: an age or `context_length` is below 1.
@@ -62,7 +62,7 @@ def decay_ages(context_length: int, ages: Iterable[int] | None = None) -> tuple[
 
 
 def steps_of(ages: Iterable[int], *, horizon: int) -> int:
-    """Return the number of steps that measuring these ages takes per window."""
+    """Return the number of steps per window that measuring these ages takes."""
     return sum(age + horizon - 1 for age in ages)
 
 
@@ -78,14 +78,14 @@ def measure_decay(
 ) -> Decay:
     """Forecast the same frames from states of several ages, and compare each forecast with the true frames.
 
-    The last `horizon` frames of a window are forecast. A state of age n is initialised n frames before them.
-    Predictions are clipped to [0, 1].
+    With a largest age A, the first A frames of a window are the context, and the next `horizon` frames are forecast. A
+    state of age n sees only the last n frames of the context. Predictions are clipped to [0, 1].
 
     Args:
-        windows: arrays or tensors, each float [T, C, H, W] in [0, 1], T at least the largest age + horizon. Later
-            frames are ignored. Windows are read batch by batch and not stored.
-        ages: ages to measure in addition to C; None for AGES and REACH · C.
-        context_length: C, the context of training (frames).
+        windows: arrays or tensors, each float [T, C, H, W] in [0, 1], T at least A + horizon; further frames are
+            ignored. Windows are read batch by batch and not stored.
+        ages: ages to measure in addition to `context_length`; None for the defaults of `decay_ages`.
+        context_length: length of the context in training (frames).
         data: name of the source, stored in the result.
         progress: called before each age of each batch.
 
@@ -133,28 +133,32 @@ def record_with_model(path: Path, identity: str, decay: Decay) -> None:
 
     Args:
         path: model file, or folder of a bundle.
-        identity: identity of the predictor that was measured.
+        identity: identity of the bundle, or SHA-256 of the model file, at the time of the measurement.
 
     Raises:
-        CheckpointError: the model file has changed since it was measured.
-        BundleError: the bundle has changed since it was measured.
+        CheckpointError: the model file has changed since the measurement.
+        BundleError: the bundle has changed since the measurement.
         OSError: the card cannot be written.
     """
     if path.is_dir():
         bundle = Bundle.open(path)
         if bundle.identity != identity:
-            raise BundleError(f"{path}: was exported again while it was measured; measure it again")
+            raise BundleError(f"{path}: was exported again during the measurement; measure it again")
         record_decay(bundle, decay)
         return
     from e3d_deploy import checkpoint  # imported late: bundles are measured without PyTorch
 
     if sha256(path) != identity:
-        raise CheckpointError(f"{path}: was written again while it was measured; measure it again")
+        raise CheckpointError(f"{path}: was written again during the measurement; measure it again")
     checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
 
 
 def _batches(windows: Windows, sizes: Sequence[int], *, length: int) -> Iterator[tuple[int, Frames]]:
-    """Yield batches [B, length, C, H, W] of windows, each with the number of its first window."""
+    """Yield the number of the first window of each batch, and the batch, [B, length, C, H, W].
+
+    Args:
+        sizes: batch sizes that the backend supports.
+    """
     first = 0
     while first < len(windows):
         window = _window(windows, first, length)

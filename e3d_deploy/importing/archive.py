@@ -25,7 +25,7 @@ def check_archive(path: Path) -> None:
             if found := _other_kind(archive.namelist()):
                 raise CheckpointError(f"{path}: is {found}")
             for member in archive.infolist():
-                if member.CRC:  # 0 if it was saved after `torch.serialization.set_crc32_options(False)`
+                if member.CRC:  # 0 if the file was saved after `torch.serialization.set_crc32_options(False)`
                     with archive.open(member) as file:
                         while file.read(CHUNK):
                             pass
@@ -37,9 +37,9 @@ def _other_kind(names: Sequence[str]) -> str | None:
     """Describe an archive with these members if torch.save did not write it; otherwise return None."""
     base = {PurePosixPath(name).name for name in names}
     if "constants.pkl" in base:
-        return f"a program of TorchScript (torch.jit.save), {TENSORS.format('state_dict')}"
+        return f"a TorchScript program (torch.jit.save), {TENSORS.format('state_dict')}"
     if names and all(name.endswith(".npy") for name in names):
-        return f"an .npz of NumPy, {TENSORS.format('arrays as tensors')}"
+        return f"a NumPy .npz file, {TENSORS.format('arrays as tensors')}"
     if "data.pkl" not in base:
         return f"a zip archive without data.pkl, so torch.save did not write it; {TENSORS.format('state_dict')}"
     return None

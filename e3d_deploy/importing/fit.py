@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
 """Shapes of the tensors of a checkpoint, by their names in the checkpoint."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Accepted data types of weights. Quantized and 8-bit weights need scales, which no importer knows."""
+"""Accepted data types of weights. Quantized and 8-bit weights need scales, which the importers cannot read."""
 SHOWN = 4
-"""Maximum number of tensors that an error names; it counts the others."""
+"""Maximum number of tensors that an error names; the error gives the number of the others."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ def size(shapes: Shapes, name: str, axis: int, *, rank: int, source: str) -> int
         source: name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: the checkpoint has no such tensor, or the tensor has another number of axes.
+        CheckpointError: the checkpoint has no such tensor, or the tensor does not have `rank` axes.
     """
     if name not in shapes:
         raise CheckpointError(
-            f"{source}: lacks {name} and contains {listed(shapes)}; it is another network or only a part of one"
+            f"{source}: lacks {name} and contains {listed(shapes)}; the tensors belong to a different network, or are "
+            "only some of its tensors"
         )
     if len(shapes[name]) != rank:
         raise CheckpointError(f"{source}: {name} has the shape {list(shapes[name])}, expected {rank} axes")
@@ -70,8 +71,8 @@ def patching(patch_channels: int, patch_size: int | None, channels: int | None) 
     """Return the patch size p and the colours C of a network whose patches have C·p² channels.
 
     Args:
-        patch_size, channels: p and C as the user gave them. If both are None, C is 1 or 3; no number of patch
-            channels fits both.
+        patch_size, channels: p and C as the user gave them. If both are None, C is assumed to be 1 or 3; the number of
+            patch channels fits at most one of the two.
 
     Raises:
         ConfigError: the given values do not fit, or both are None and C is neither 1 nor 3.
@@ -99,8 +100,8 @@ def window_of(
         fps: frames per second of the training clips, which no checkpoint contains.
 
     Raises:
-        ConfigError: only a part of the window is known, although the user gave some of it; or `fps` is not finite and
-            above 0.
+        ConfigError: the user gave a length or `fps`, but the other length is unknown. `fps` is not finite, or is 0 or
+            less.
     """
     if fps is not None and not 0 < fps < inf:
         raise ConfigError(f"fps: got {fps!r}, expected a finite number of frames per second above 0")
@@ -136,14 +137,14 @@ def fit_model(
         source: name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: a tensor is missing or unknown, has another shape, or is not finite in float32.
+        CheckpointError: a tensor is missing or unknown, has an unexpected shape, or is not finite in float32.
     """
     with torch.device("meta"):
         model = E3DLSTM(config)
     expected = model.state_dict()
     assert expected.keys() == names.keys()
     if missing := sorted(set(names.values()) - set(tensors)):
-        raise CheckpointError(f"{source}: lacks {listed(missing)}; it is damaged or another network")
+        raise CheckpointError(f"{source}: lacks {listed(missing)}; it is damaged or contains a different network")
     if unknown := sorted(set(tensors) - set(names.values())):
         raise CheckpointError(f"{source}: holds {listed(unknown)}, which no E3D-LSTM of this origin has")
     weights = {}
@@ -154,7 +155,7 @@ def fit_model(
             there = [wanted[axes.index(axis)] for axis in range(len(axes))] if len(axes) == len(wanted) else wanted
             raise CheckpointError(f"{source}: {theirs} has the shape {list(tensor.shape)}, expected {list(there)}")
         checkpoint.check_finite(theirs, tensor, source)
-        # Copied because the tensor may be part of a file that is mapped into memory.
+        # The tensor is copied, because it may be a view of a file that is mapped into memory.
         weight = tensor.permute(axes).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if tensor.dtype == torch.float64 and not weight.isfinite().all():
             raise CheckpointError(
@@ -164,8 +165,8 @@ def fit_model(
         weights[ours] = weight
     if blind := [names[ours] for ours in _on_the_way(config) if ours in weights and not weights[ours].any()]:
         log.warning(
-            "%s: %s contains only zeros, so the model predicts the same frames for every input, and no check of it can "
-            "fail; use a trained checkpoint",
+            "%s: %s contains only zeros, so the model predicts the same frames for every input, and no check of the "
+            "model can fail; use a trained checkpoint",
             source,
             listed(blind),
         )
@@ -174,7 +175,10 @@ def fit_model(
 
 
 def _on_the_way(config: ModelConfig) -> tuple[str, ...]:
-    """Return names of weights that must not be all zeros, or the predictions do not depend on the input."""
+    """Return names of weights on every path from input to prediction.
+
+    If one of these weights is all zeros, the predictions do not depend on the input.
+    """
     top = len(config.hidden) - 1
     return ("cells.0.input_conv.weight", "cells.0.input_norm.weight", f"cells.{top}.merge.weight", "to_patch.weight")
 
@@ -183,7 +187,7 @@ def check_floats(tensors: Mapping[str, Tensor], source: str) -> None:
     """Check that all tensors are dense, have values, and are floats of 16, 32 or 64 bits.
 
     Raises:
-        CheckpointError: a tensor is not.
+        CheckpointError: a tensor is sparse, has no values, or has a different data type.
     """
     for name, tensor in tensors.items():
         if not is_plain(tensor):
@@ -212,7 +216,7 @@ def check_patches(given: tuple[str, int], predicted: tuple[str, int], source: st
     if given[1] != predicted[1]:
         raise CheckpointError(
             f"{source}: {given[0]} takes patches of {given[1]} channels and {predicted[0]} gives {predicted[1]}, "
-            "expected the same number; it is damaged or another network"
+            "expected the same number; it is damaged or contains a different network"
         )
 
 

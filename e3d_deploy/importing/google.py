@@ -44,7 +44,7 @@ IMAGE_SIZE = (64, 64)
 
 
 def prefix_of(path: Path) -> Path | None:
-    """Return the prefix by which TensorFlow names a checkpoint, such as `model.ckpt-5`; None if there is none.
+    """Return the prefix by which TensorFlow names a checkpoint, such as `model.ckpt-5`; None without a checkpoint.
 
     Args:
         path: the prefix itself, one of the files of the checkpoint, or its folder.
@@ -134,7 +134,8 @@ def identify(
     """Return the configuration of the network that these variables belong to, with the evidence.
 
     Args:
-        memory: kind of memory that the network was trained with; None to find or assume it.
+        memory: kind of memory that the network was trained with; None to infer it from the variables, or to assume
+            `released` if they do not show it.
         source: name of the checkpoint in errors.
 
     Raises:
@@ -203,7 +204,9 @@ def _variant(
         expected = " or ".join(str(list(channels)) for channels in variants)
         raise CheckpointError(f"{source}: the kernels of conv3d_2 take {list(inputs)} channels, expected {expected}")
     if memory not in (None, variants[inputs]):
-        raise ConfigError(f"memory: got {memory}, but the kernels of conv3d_2 are for {variants[inputs]}; leave it out")
+        raise ConfigError(
+            f"memory: got {memory}, but the kernels of conv3d_2 are for {variants[inputs]}; omit --memory"
+        )
     return variants[inputs], f"kernels of conv3d_2, for {', '.join(map(str, inputs))} channels"
 
 

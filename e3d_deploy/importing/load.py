@@ -16,7 +16,7 @@ Origin = Literal["google", "openstl"]
 POINTER = b"version https://git-lfs"
 """First bytes of the file that Git LFS leaves in place of a large file."""
 SHARD = re.compile(r"-\d+-of-\d+\.")
-"""Part of the name of a shard, a file with some of the tensors of a model."""
+"""Pattern in the name of a shard, which is a file with some of the tensors of a model."""
 JOIN = "load all of them and save one dictionary of their tensors with torch.save"
 MAX_FILES = 1000
 """Maximum number of files of a folder that are inspected to suggest a checkpoint."""
@@ -54,11 +54,12 @@ def import_checkpoint(
         history_length: number of past cell states to recall; None for the default. The originals recall all.
         context_length, horizon: context length and horizon of training; None for the values in the checkpoint.
         fps: frames per second of the training clips.
-        fit: how pictures of another shape were brought to the size of a frame; None for `stretch`, as in the originals.
+        fit: method by which training pictures with a different aspect ratio were brought to the size of a frame; None
+            for `stretch`, as in the originals.
 
     Raises:
         CheckpointMissing: `path` does not exist.
-        CheckpointError: the checkpoint is damaged or belongs to another network, or a weight is not finite; the
+        CheckpointError: the checkpoint is damaged or contains a different network, or a weight is not finite; the
             message names the tensors.
         ConfigError: an option does not fit the checkpoint.
         BackendUnavailable: TensorFlow is needed and not installed.
@@ -66,9 +67,9 @@ def import_checkpoint(
     path = Path(path)
     if (origin if origin != "auto" else _origin_of(path)) == "google":
         if stride is not None:
-            raise ConfigError("stride: convolutions of google/e3d_lstm have none; leave --stride out")
+            raise ConfigError("stride: convolutions of google/e3d_lstm have none; omit --stride")
         if part is not None:
-            raise ConfigError("part: a checkpoint of google/e3d_lstm holds one network; leave --part out")
+            raise ConfigError("part: a checkpoint of google/e3d_lstm contains only one network; omit --part")
         prefix = google.prefix_of(path)
         if prefix is None:
             _check_there(path)
@@ -84,7 +85,7 @@ def import_checkpoint(
         kept: tuple[int | None, int | None] = (None, None)
     else:
         if memory == "paper":
-            raise ConfigError("memory: got paper, but the memory of OpenSTL stays zero; leave --memory out")
+            raise ConfigError("memory: got paper, but the memory of OpenSTL stays zero; omit --memory")
         _check_file(path)
         tensors, settings = openstl.read(path, part=part, ema=ema)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -97,7 +98,7 @@ def import_checkpoint(
             stride=stride,
             source=str(path),
         )
-        if part is None:  # the settings describe one network, which need not be `part`
+        if part is None:  # the settings describe only one network, which may be a different one than `part`
             openstl.check_layers(config, settings, source=str(path))
         names, axes = openstl.names_of(config), openstl.KERNEL_AXES
         kept = openstl.lengths(settings)
@@ -138,7 +139,7 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise CheckpointError(
-                    f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull` in its repository"
+                    f"{path}: is a Git LFS pointer, not the file; run `git lfs pull` in its repository"
                 )
         raise CheckpointError(
             f"{path}: neither a TensorFlow checkpoint nor a file of torch.save or safetensors; nothing to import"
@@ -146,7 +147,7 @@ def _check_file(path: Path) -> None:
 
 
 def _within(folder: Path) -> str:
-    """Return what to do about a folder that was given as a checkpoint, depending on its files."""
+    """Return advice for a user who gave a folder as a checkpoint, according to the files in the folder."""
     if (folder / "manifest.json").exists():
         return "it is a bundle, or a part of one, and needs no import"
     if (folder / ".metadata").exists():

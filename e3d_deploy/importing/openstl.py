@@ -54,8 +54,8 @@ def _is_safetensors(path: Path) -> bool:
 def read(path: Path, *, part: str | None = None, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a network, and the settings that Lightning stored with them.
 
-    The names of the tensors do not contain wrappers such as `module`. No code in the file is run: torch.load accepts
-    only tensors and plain values.
+    Components that wrappers insert, such as `module`, are removed from the names of the tensors. No code in the file is
+    run: torch.load accepts only tensors and plain values.
 
     Args:
         part: name of the network to read if the file contains several.
@@ -63,7 +63,7 @@ def read(path: Path, *, part: str | None = None, ema: bool = False) -> tuple[dic
 
     Raises:
         CheckpointError: the file is damaged, contains anything other than tensors, or contains several networks.
-        ConfigError: the file does not contain `part`, or no moving averages.
+        ConfigError: the file contains no network `part`, or no moving averages.
     """
     loaded = _safetensors(path) if _is_safetensors(path) else _torch_content(path)
     if not isinstance(loaded, Mapping):
@@ -121,7 +121,7 @@ def identify(
         source: name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: the tensors do not belong to an E3D-LSTM of OpenSTL.
+        CheckpointError: the tensors do not belong to OpenSTL's E3D-LSTM.
         ConfigError: `patch_size`, `channels` or `image_size` contradicts the tensors.
     """
     layers = {int(found[1]) for name in shapes if (found := re.match(r"cell_list\.(\d+)\.", name))}
@@ -150,7 +150,9 @@ def identify(
     )
     height, width = config.image_size
     if image_size not in (None, config.image_size):
-        raise ConfigError(f"image_size: got {image_size}, but the norms are for {height}x{width} pixels; leave it out")
+        raise ConfigError(
+            f"image_size: got {image_size}, but the norms are for {height}x{width} pixels; omit --image-size"
+        )
     told = "--stride" if stride else "stored by Lightning" if kept else "assumed (2 for KTH); set it with --stride"
     normed = "present" if layer_norm else "absent"
     return config, [
@@ -177,7 +179,7 @@ def check_layers(config: ModelConfig, settings: Mapping[str, Any], *, source: st
     """Check that a network has the layers that Lightning stored in `num_hidden`, such as `128,128`.
 
     Raises:
-        CheckpointError: the network has other layers.
+        CheckpointError: the network has different layers.
     """
     value = settings.get("num_hidden")
     if not isinstance(value, str) or not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
@@ -185,7 +187,7 @@ def check_layers(config: ModelConfig, settings: Mapping[str, Any], *, source: st
     if (trained := tuple(map(int, value.split(",")))) != config.hidden:
         raise CheckpointError(
             f"{source}: holds layers of {_joined(config.hidden)}, but Lightning stored num_hidden "
-            f"{_joined(trained)}; it is another network or only a part of one"
+            f"{_joined(trained)}; the tensors belong to a different network, or are only some of its tensors"
         )
 
 

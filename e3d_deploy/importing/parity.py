@@ -16,7 +16,7 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import without_number
 
 BUDGET = 1e-4
-"""Maximum difference of a pixel, with both sides in float32."""
+"""Maximum difference of a pixel value between two predictions in float32."""
 EXPECTED = (
     "expected an .npz with frames (or images) and predictions (or pred_images), all "
     "[B, T, H, W, C], and optionally all_outputs"
@@ -54,7 +54,8 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
     Raises:
         ClipError: `path` is not such a file, its frames are blank or do not move, its predictions are not finite floats
             or hardly differ from each other, or its clips are longer than the model's history.
-        ShapeError: the frames or outputs have another shape.
+        ShapeError: the frames do not have the size that the model expects, or the outputs do not have the size of the
+            frames.
     """
     arrays = _read(path)
     shown = arrays.get("frames", arrays.get("images"))

@@ -1,4 +1,4 @@
-"""Find the network of OpenSTL in the content of a PyTorch file, and name what is left out."""
+"""Find the OpenSTL network in the content of a PyTorch file, and name the tensors that are not imported."""
 
 import logging
 import re
@@ -16,13 +16,13 @@ from e3d_deploy.importing.fit import is_plain, listed
 log = logging.getLogger(__name__)
 
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts that torch.compile, DistributedDataParallel, FSDP and checkpointing insert into names; they are removed."""
+"""Name components that torch.compile, DistributedDataParallel, FSDP and checkpointing insert, and that are removed."""
 ROOTS = ("cell_list", "conv_last")
-"""First parts of the names of a network's tensors. Every network has at least one tensor in `cell_list`."""
+"""First components of the names of a network's tensors. Every network has at least one tensor in `cell_list`."""
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
 """Pattern in the name of a copy of the network whose weights are moving averages."""
 COUNT = "n_averaged"
-"""Last part of the name of the counter that torch.optim.swa_utils stores with averaged weights."""
+"""Last component of the name of the counter that torch.optim.swa_utils stores with averaged weights."""
 BESIDE = re.compile(
     r"(^|_)loss(?!less)|loss(es|fn)?(_|$)|_mae$"
     r"|(^|_)(criterion\w*|lpips|vgg\d*|percep(tual\w*)?|metrics?|ssim|psnr|mse|disc|discriminator|critic|net_?d"
@@ -32,7 +32,7 @@ BESIDE = re.compile(
 OPTIMIZER = re.compile(r"(^|_)(optim|optimizers?|optimizer_states?|exp_avg|momentum_buffer)(_|$)")
 """Pattern in the names of an optimizer's state, which may repeat the name of every tensor of the network."""
 DEEPEST = 8
-"""Maximum number of nested dictionaries and lists that are searched."""
+"""Maximum depth to which nested dictionaries and lists are searched."""
 
 
 @dataclass(frozen=True)
@@ -40,53 +40,56 @@ class Network:
     """The tensors of one network in a file."""
 
     part: str
-    """Prefix of all tensors of the network, such as `model.state_dict`; empty if there is none."""
+    """Prefix of the names of the tensors in the file, such as `model.state_dict`; empty if the names have none."""
     tensors: Mapping[str, Tensor]
     """Tensors by their names within the network."""
 
     @property
     def averaged(self) -> bool:
-        """True if the name of the part shows that the tensors are moving averages."""
+        """True if the prefix shows that the tensors are moving averages."""
         return _is_average(self.part)
 
 
 def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, source: str) -> Network:
-    """Return the network in the content of a file; log what is left out.
+    """Return the network in the content of a file; log which networks and tensors are ignored.
 
     Args:
-        part: name of the network to return if the file contains several.
+        part: prefix of the network to return if the file contains several.
         ema: return the moving averages in place of the network that they average.
         source: name of the file in messages.
 
     Raises:
-        CheckpointError: the file contains several different networks, one tensor with two values, tensors of an
-            unknown part of a network, or something else in place of a tensor.
-        ConfigError: the file does not contain `part`, or no moving averages.
+        CheckpointError: the file contains several different networks, two different tensors of one name, tensors that
+            OpenSTL's E3D-LSTM does not have, or a value other than a tensor in place of a tensor.
+        ConfigError: the file contains no network `part`, or no moving averages.
     """
     leaves = dict(_leaves(content, (), DEEPEST))
     networks, others = _networks(leaves, source)
     if not networks:
         if part is not None or ema:
-            raise ConfigError(f"{source}: holds no network of OpenSTL; leave --part and --ema out")
+            raise ConfigError(
+                f"{source}: contains no OpenSTL network, and --part and --ema apply only to OpenSTL networks; omit them"
+            )
         return Network("", _tensors(leaves, source))
     taken = _chosen(networks, others, part=part, ema=ema, source=source)
     known, unknown = _sorted_out(others, taken.part)
     if unknown:
         raise CheckpointError(
-            f"{source}: holds {listed(unknown)}, which no E3D-LSTM of OpenSTL has; it is another network"
+            f"{source}: holds {listed(unknown)}, which no E3D-LSTM of OpenSTL has; it contains a different network"
         )
     left = [one for one in networks if one is not taken]
     if left or known:
-        hint = "; `e3d import --ema` takes the moving averages" if any(one.averaged for one in left) and not ema else ""
+        averages = any(one.averaged for one in left) and not ema
+        hint = "; `e3d import --ema` imports the moving averages" if averages else ""
         summary = ", ".join([*(_called(one.part) for one in left), *_groups(known, taken.part)])
-        log.warning("%s: imported %s; left out %s%s", source, _called(taken.part), summary, hint)
+        log.warning("%s: imported %s; ignored %s%s", source, _called(taken.part), summary, hint)
     elif taken.averaged and not ema:
         log.warning("%s: imported %s, the only network; its name shows that it is a moving average", source, taken.part)
     return taken
 
 
 def _leaves(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is not a dictionary or list, with its path; a name with dots counts as several parts."""
+    """Yield each value that is not a dictionary or list, with its path, in which names are split at their dots."""
     if depth and isinstance(value, Mapping):
         for name, one in value.items():
             yield from _leaves(one, (*path, *str(name).split(".")), depth - 1)
@@ -115,11 +118,11 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
         tensors = found.setdefault(part, {})
         if name in tensors and not _same(tensors[name], leaf):
             raise CheckpointError(
-                f"{source}: holds {name} twice in {_called(part)}, with other values; save only one network"
+                f"{source}: holds {name} twice in {_called(part)}, with different values; save only one network"
             )
         tensors[name] = leaf
     for part in found:
-        if part in odd:  # parts without any tensor, such as the shapes of DeepSpeed, are ignored
+        if part in odd:  # a prefix without any tensor is ignored, such as that of the shapes that DeepSpeed stores
             raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
     networks = [Network(part, tensors) for part, tensors in found.items()]
     whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]
@@ -130,8 +133,8 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
 def _chosen(networks: Sequence[Network], others: Sequence[str], *, part: str | None, ema: bool, source: str) -> Network:
     """Return the network that the options select.
 
-    Without `part`, moving averages are selected only by `ema`, or if there is no other network. Equal networks count as
-    one.
+    Without `part`, moving averages are selected only if `ema` is set, or if all networks in the file are moving
+    averages. Equal networks count as one.
     """
     names = ", ".join(_called(one.part) for one in networks)
     if part is not None:
@@ -148,13 +151,11 @@ def _chosen(networks: Sequence[Network], others: Sequence[str], *, part: str | N
         if nameless := [name for name in others if _is_average(name)]:
             raise ConfigError(
                 f"ema: {source} holds {', '.join(_groups(nameless, ''))}, whose names differ from those of the "
-                "weights, so they cannot be matched; rename them like the weights, or leave --ema out"
+                "weights, so they cannot be matched; rename them like the weights, or omit --ema"
             )
         if any(name.split(".")[-1] == COUNT for name in others):
-            raise ConfigError(
-                f"ema: {source} holds {names}, which is already an average (it has {COUNT}); leave --ema out"
-            )
-        raise ConfigError(f"ema: {source} holds {names}, but no moving averages; leave --ema out")
+            raise ConfigError(f"ema: {source} holds {names}, which is already an average (it has {COUNT}); omit --ema")
+        raise ConfigError(f"ema: {source} holds {names}, but no moving averages; omit --ema")
     meant = meant or list(networks)
     if any(not _equal(meant[0], other) for other in meant[1:]):
         raise CheckpointError(f"{source}: holds several networks, {names}; choose one with `e3d import --part NAME`")
@@ -172,7 +173,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]:
-    """Return the tensors outside the network, and those that may be an unknown part of it."""
+    """Return the tensors that do not belong to the network `part`, and the tensors that may belong to it."""
     inside = [name for name in others if not part or name.startswith(f"{part}.")]
     beneath = {name: name.removeprefix(f"{part}.") if part else name for name in inside}
     unknown = [name for name in inside if not any(map(_is_beside, beneath[name].split(".")))]
@@ -203,11 +204,11 @@ def _full(network: Network) -> list[str]:
 
 
 def _called(part: str) -> str:
-    return part or "the network at the top"
+    return part or "the network without a prefix"
 
 
 def _groups(names: Sequence[str], part: str) -> list[str]:
-    """Group names that differ from the name of the network `part` in the same word; format each group with its size."""
+    """Group names by their components up to the first that differs from `part`; format each group with its size."""
     own = part.split(".")
 
     def group(words: Sequence[str]) -> str:

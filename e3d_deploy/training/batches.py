@@ -1,4 +1,4 @@
-"""Choice of the clips of a training step and of the frames before them; both follow from the number of the step."""
+"""Choice of the clips of an optimizer step and of their burn-in; both depend only on the number of the step."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -11,10 +11,11 @@ from e3d_deploy.data.datasets import Key
 
 
 class StepBatches(Sampler[list[Key]]):
-    """Sampler that yields the clip numbers of each batch, without end, from the current step of the training on.
+    """Sampler that yields the clip numbers of each batch, without end, beginning at the current optimizer step.
 
     An interrupted run therefore resumes with the next clips, on any number of processes. A clip with a burn-in is
-    yielded as a pair of its number and the number of frames before it, which is the same for all clips of a step.
+    yielded as a pair: the number of the clip, and its number of burn-in frames. All clips of a step have the same
+    number of burn-in frames.
 
     Args:
         position: returns the number of optimizer steps done; called when the first batch is requested.
@@ -52,7 +53,7 @@ class StepBatches(Sampler[list[Key]]):
             burn_in = 0
             if start is not None and self.schedule_step(step) >= start:
                 burn_in = draw_burn_in(self.config, again)
-            if burn_in:  # the minimum over the whole batch, so that all processes and parts agree
+            if burn_in:  # the minimum over the whole batch, so that all processes and accumulated batches agree
                 burn_in = min(burn_in, *map(self.spare, clips))
             for part in range(self.config.accumulate):
                 first = self.first_clip(part)
@@ -61,11 +62,11 @@ class StepBatches(Sampler[list[Key]]):
 
 
 def draw_burn_in(config: TrainConfig, number: int) -> int:
-    """Draw the number of burn-in frames of a step, from the seed and the number of its clips only.
+    """Draw the number of burn-in frames of a step; it depends only on the seed and `number`, the number of the clips.
 
     The result is 0 in half of the steps, otherwise 1 to `burn_in` with equal probability; its mean is about a quarter
     of `burn_in`.
     """
-    # The 2 makes this a random stream of its own, apart from those of scheduled sampling and of the data sets.
+    # The 2 separates these random numbers from those of scheduled sampling and of the data sets.
     rng = np.random.default_rng((config.seed, number, 2))
     return int(rng.integers(1, config.burn_in + 1)) if rng.random() < 0.5 else 0

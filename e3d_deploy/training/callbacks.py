@@ -1,4 +1,4 @@
-"""Callbacks of a training: moving average, saved states, early stops, pictures and progress bar."""
+"""Callbacks of a training run: moving average, saved states, early stops, pictures and progress bar."""
 
 import logging
 import math
@@ -38,16 +38,16 @@ from e3d_deploy.training.pace import Pace
 log = logging.getLogger(__name__)
 
 EARLY = (1, 10, 50, 100, 250)
-"""Steps after which an early preview is drawn, to show whether anything is learned."""
+"""Optimizer steps after which an early preview is drawn, to show whether anything is learned."""
 
 
 class Averaging(WeightAveraging):
     """Moving average of the weights that begins with the initial weights, like TensorFlow's.
 
     Args:
-        decay: decay per step.
+        decay: factor of the old average in each update of the average.
         warmup: begin with a smaller decay; see `TrainConfig.ema_warmup`.
-        used: validate the average in place of the weights; otherwise it is only updated and saved.
+        used: validate the average in place of the weights; if False, the average is only updated and saved.
     """
 
     def __init__(self, decay: float, *, warmup: bool, used: bool) -> None:
@@ -63,8 +63,8 @@ class Averaging(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            # Not 0, because the first update would then copy the weights. On the CPU, because reading it from the GPU
-            # would wait for the GPU.
+            # The counter begins at 1, because the first update would copy the weights if it were 0. The counter is on
+            # the CPU, because reading a value on the GPU waits for the GPU.
             self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
     @property
@@ -88,7 +88,7 @@ class Interrupted(KeyboardInterrupt):
     """Training was ended by a signal.
 
     After the first signal the current step is finished and everything is saved. A second signal ends training at once;
-    the last saved state is then that of an earlier step, if there is one.
+    the run can then be resumed only from the state of an earlier step, if such a state was saved.
 
     Args:
         number: the first signal.
@@ -110,8 +110,8 @@ class Stopped(Exception):
 class Keeper(Callback):
     """Callback that saves the state and the model of a run, each file atomically, and ends the run.
 
-    A run whose schedule follows time is finished at its time limit, as other runs are after their last step: training
-    ends normally, with a validation.
+    A run whose schedule follows time is finished when it reaches its time limit; training then ends normally, with a
+    validation, as it does after the last step of a run whose schedule follows steps.
 
     Args:
         card: facts about the model, saved with it.
@@ -131,7 +131,7 @@ class Keeper(Callback):
         """First signal that this process received; None if only another process has received one."""
         self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
         self.broken: Tensor | None = None
-        """True once a loss was not finite; kept as a tensor, because reading it would wait for the GPU."""
+        """True once a loss was not finite; a tensor, because reading its value would wait for the GPU."""
         self.saved_step = 0
         """Step of the last saved state; 0 if there is none."""
 
@@ -197,7 +197,11 @@ class Keeper(Callback):
             )
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last.ckpt`, to resume from, the model, and the weights that are not the model."""
+        """Write `last.ckpt`, to resume from, and two model files.
+
+        One of the model files contains the weights, and one their moving average; `TrainConfig.average` selects which
+        of the two is `model.safetensors`.
+        """
         trainer.save_checkpoint(self.run / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             weights, average = pl_module.model, self.averaging.average
@@ -214,9 +218,9 @@ class Keeper(Callback):
 class Parts(Callback):
     """Callback that writes the weights of the model as float16 parts, and a copy of `metrics.csv`.
 
-    It writes every few minutes and at the end. Two sets of parts are written alternately, so one is complete at any
-    time. The callback must follow the averaging, whose weights it writes. A set that cannot be written is logged and
-    does not end training, except for the last set.
+    It writes at regular times and at the end. Two sets of parts are written alternately, so one set is complete at any
+    time. The callback must run after the `averaging` callback, whose weights it writes. If a set cannot be written, a
+    warning is logged and training continues; only an error in the last set ends the training.
 
     Args:
         every_s: time between two sets (seconds).
@@ -239,7 +243,7 @@ class Parts(Callback):
         self.written = self.clock()
         self.written_step = 0
         self.failing = False
-        """True if the last set could not be written; a warning was logged then."""
+        """True if the most recent set could not be written, so that the next failure logs no second warning."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -249,7 +253,8 @@ class Parts(Callback):
             self._try_to_write(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before the last validation, because it takes time and the average replaces the weights during it.
+        # The parts are written before the last validation, because the validation takes time, and because the average
+        # replaces the weights during the validation.
         if trainer.is_global_zero and (trainer.should_stop or trainer.global_step == self.config.steps):
             self._try_to_write(trainer, pl_module)
 
@@ -258,7 +263,7 @@ class Parts(Callback):
             self.write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # During a validation the average replaces the weights.
+        # Nothing is written during a validation, because the average then replaces the weights.
         if trainer.is_global_zero and isinstance(exception, Stopped) and not trainer.validating:
             self.write(trainer, pl_module)
 
@@ -314,9 +319,9 @@ class Parts(Callback):
 
 
 class StateFile(TorchCheckpointIO):
-    """Writes saved states atomically.
+    """Plugin that writes saved states atomically.
 
-    Lightning writes them by way of the folder TMPDIR, which may be too small.
+    Without it, Lightning first writes a state to the folder TMPDIR, which may be too small.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -339,7 +344,7 @@ def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
     process = os.getpid()
 
     def stop(number: int, _: Any) -> None:
-        if os.getpid() != process:  # a forked loader of data, which the main process ends
+        if os.getpid() != process:  # a forked data loader, which the main process ends
             return
         again, received = keeper.stop_requested, signal.Signals(number)
         keeper.stop_requested, keeper.signal = True, keeper.signal or received
@@ -389,7 +394,10 @@ class Previews(Callback):
 
 
 class Samples(Callback):
-    """Callback that writes the first clip of validation batches as google/e3d_lstm does: `STEP/BATCH/gt01.png`."""
+    """Callback that writes the first clip of validation batches.
+
+    The names of the pictures are those of google/e3d_lstm: `STEP/BATCH/gt01.png`.
+    """
 
     def __init__(self, folder: Path, count: int, context_length: int) -> None:
         self.folder, self.count, self.context_length = folder, count, context_length
@@ -414,9 +422,9 @@ class Samples(Callback):
 
 
 class Bar(RichProgressBar):
-    """Progress bar that is given the length of the training, because the training data have no end.
+    """Progress bar that is given the number of batches of the run, because the training data have no end.
 
-    It is updated once per second, because reading its values waits for the GPU.
+    It is updated at most once per second, because reading its values waits for the GPU.
     """
 
     def __init__(self, batches: float) -> None:

@@ -1,4 +1,4 @@
-"""Comparison of a trained model with copying the last frame, reported at the end of a run and stored in its folder."""
+"""Comparison of a trained model with copying the last frame, for the end of a run and the file `result.json`."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from e3d_deploy.training.decay import SHARE, WITH_GRADIENTS
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-"""Name of the file in the run folder."""
+"""Name of the file that contains the comparison, in the run folder."""
 FEW = 8
 """Minimum number of clips for a meaningful comparison."""
 BARELY = 0.95
@@ -36,24 +36,24 @@ class Comparison:
     mse: float
     """Squared error of the model, summed over a frame, averaged over predicted frames and clips."""
     copying_mse: float
-    """The same error of copying."""
+    """Squared error of copying, summed and averaged in the same way."""
     held_out: bool = True
     """True if the model was not trained on the clips."""
     in_doubt: bool = False
     """True if the clips do not count as held out because file names look like names of splits that were not used."""
     skipped: tuple[str, ...] = ()
-    """Files that were left out because they cannot be read."""
+    """Files that were skipped because they cannot be read."""
 
     @property
     def beats_copying(self) -> bool:
-        """True if the model's error is less than that of copying."""
+        """True if the error of the model is less than the error of copying."""
         return self.mse < self.copying_mse
 
     @property
     def verdict(self) -> str:
         """Result in words, with a remedy if copying is at least as good."""
-        numbers = f"squared error {self.mse:.4g} per frame against {self.copying_mse:.4g}, on {self.clips} validation "
-        numbers += "clip" if self.clips == 1 else "clips"
+        numbers = f"squared error {self.mse:.4g} per frame compared with {self.copying_mse:.4g}, on {self.clips} "
+        numbers += "validation clip" if self.clips == 1 else "validation clips"
         if self.in_doubt:
             numbers += ", which do not count as held out: some file names look like names of splits"
         elif not self.held_out:
@@ -82,7 +82,7 @@ class Validated(Callback):
 
     def __init__(self) -> None:
         self.last: tuple[int, float, float] | None = None
-        """Step, error of the model and error of copying; None before the first validation."""
+        """Optimizer step, error of the model and error of copying; None before the first validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         errors = trainer.callback_metrics

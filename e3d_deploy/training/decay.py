@@ -60,8 +60,8 @@ def record_decay_of_run(
 ) -> None:
     """Measure the decay of the model in `path` on validation clips and write it into the card of the model.
 
-    If the run is too short for measuring, a line says so and nothing is written. A failure is only logged, because the
-    model is already trained and saved.
+    If the run is too short for measuring, a progress line says so and nothing is written. An error is only logged,
+    because the model is already trained and saved.
 
     Args:
         valid: source of the validation clips, in the form that `decay_data` accepts.
@@ -91,7 +91,7 @@ def record_decay_of_run(
 def _windows(
     valid: Source | str, ages: Sequence[int], model: E3DLSTM, config: TrainConfig
 ) -> tuple[Windows, tuple[int, ...]]:
-    """Return windows of the validation clips, and those of the ages that fit into the clips."""
+    """Return windows of the validation clips, and the ages for which the clips are long enough."""
     return decay_data(
         valid,
         ages,

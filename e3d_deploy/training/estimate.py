@@ -18,20 +18,22 @@ from e3d_deploy.training.sizes import configs, fitting_patch
 BUDGET_S = 4.0
 """Time spent on passes after which no further pass is timed (seconds)."""
 WHOLE_S = 6.0
-"""Maximum duration of a step that is timed as a whole (seconds); a longer step is estimated from its first frames."""
+"""Maximum duration of an optimizer step that is timed as a whole (seconds); a longer one is estimated from its first
+frames."""
 FIRST_FRAMES = 4
-"""Number of first frames from which a longer step is estimated."""
+"""Number of first frames from which the duration of a long optimizer step is estimated."""
 CLIP_OVER_START = 1.05
 """Ratio of the mean time per frame of a whole clip to that of its first frames; measured 1.01 to 1.13."""
 STEP_OVER_PASS = 1.04
-"""Ratio of the time of a step with data, optimizer and previews to that of its training pass; measured 1.01 to 1.06 at
-64×64."""
+"""Ratio of the time of an optimizer step, with data, optimizer and previews, to the time of its training pass; measured
+1.01 to 1.06 at 64×64."""
 NO_GRADIENTS = 0.43
-"""Ratio of the time per frame without gradients to that with gradients; measured 0.38 to 0.45."""
+"""Ratio of the time per frame without gradients to the time with gradients; measured 0.38 to 0.45."""
 LONGEST_S = 4 * 3600.0
 """Maximum duration of a suggested run (seconds)."""
 GROWTH = 8
-"""Minimum ratio of the durations of successive presets; a preset that this makes too long is not timed."""
+"""Minimum ratio of the durations of successive presets. A preset is not timed if this ratio shows that it takes too
+long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class SuggestedRun:
 
     preset: str
     patch_size: int | None
-    """Patch size to give if that of the preset does not suit the frames (pixels); otherwise None."""
+    """Patch size to give if the patch size of the preset does not suit the frames (pixels); otherwise None."""
     steps: int
     step_s: float
     """Duration of an optimizer step (seconds)."""
@@ -58,7 +60,7 @@ class SuggestedRun:
 def suggested_run(spare: float = math.inf, **form: Any) -> SuggestedRun | None:
     """Return the run of the largest preset that takes at most `LONGEST_S` on this machine.
 
-    If no run is that short, it is a run of the smallest preset with fewer steps.
+    If every preset takes longer, the result is a run of the smallest preset with fewer steps.
 
     Args:
         spare: number of frames that a clip has beyond a training clip.
@@ -97,8 +99,8 @@ def suggested_run(spare: float = math.inf, **form: Any) -> SuggestedRun | None:
 def work(config: TrainConfig, spare: float = math.inf) -> float:
     """Return the duration of a run in units of optimizer steps.
 
-    It is the number of steps plus the time of all frames that are computed without gradients: in the burn-in, the
-    validations, and the measurement of the decay at the end.
+    The duration is the number of steps plus the time of all frames that are computed without gradients: in the burn-in,
+    the validations, and the measurement of the decay at the end.
 
     Args:
         spare: number of frames that a clip has beyond a training clip; it limits the burn-in and the measured ages.
@@ -123,8 +125,8 @@ def work(config: TrainConfig, spare: float = math.inf) -> float:
 def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
     """Return the duration of an optimizer step on the device that training would use (seconds).
 
-    A short step is timed a few times. A longer step is estimated from its first frames, computed with a half full
-    history, which is the mean over a clip; a very long step from the first frames of a single clip.
+    A short step is timed a few times. The duration of a longer step is estimated from its first frames, computed with a
+    half full history, which is the mean over a clip. For a very long step, only the first frames of one clip are timed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames = config.clip_length - 1
@@ -145,7 +147,10 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
 
 
 def _typical(time_once: Callable[[], float]) -> float:
-    """Return the median of several times without the first, which is longer; the first if it uses up `BUDGET_S`."""
+    """Return the median of several times, without the first, which is longer.
+
+    If the first time alone exceeds `BUDGET_S`, it is returned.
+    """
     times: list[float] = []
     while not times or (sum(times) < BUDGET_S and len(times) < 10):
         times.append(time_once())

@@ -1,4 +1,4 @@
-"""The LightningModule of a training: loss, optimizer, schedules and logged values."""
+"""The LightningModule of a training run: loss, optimizer, schedules and logged values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +25,8 @@ class Learner(LightningModule):
     """LightningModule that trains a network to predict each next frame of clips, float32 [B, T, C, H, W].
 
     Args:
-        first_clip: returns the index of the first clip of a batch among the clips of its step, given the number of the
-            batch. This is also the index of its first row in the draws of scheduled sampling.
+        first_clip: returns the index of the first clip of a batch among the clips of its optimizer step, given the
+            number of the batch. The draws of scheduled sampling have the same index.
         pace: progress of the run; None for a new `Pace`.
     """
 
@@ -47,8 +47,8 @@ class Learner(LightningModule):
             for cell in self.model.cells:
                 flatten_convolutions(cell, self.model.config)
             self.captured = CapturedPasses(self.model, self.config.horizon, recompute=self.config.recompute)
-        # Not earlier: the moving average copies the network, and a copy of a compiled cell would still compute with the
-        # weights of the original.
+        # The cells are not compiled earlier, because the moving average copies the network, and a copy of a compiled
+        # cell would still compute with the weights of the original.
         if self.config.compile:
             compile_cells(self.model)
 
@@ -57,7 +57,7 @@ class Learner(LightningModule):
             return
         optimizer = self.trainer.optimizers[0]
         if self.pace.by_time:
-            # All processes must use the same share, or their weights would diverge.
+            # All processes must use the same share; with different shares, their weights would diverge.
             self.pace.agreed_share = self.trainer.strategy.broadcast(self.pace.share(self.global_step))
             self._follow_time(optimizer)
         self.log("learning_rate", optimizer.param_groups[0]["lr"])
@@ -91,7 +91,7 @@ class Learner(LightningModule):
         state = self.model.initial_state(len(frames))
         for frame in frames.unbind(1):
             _, state = self.model.step(frame, state)
-        # Cast to float32 like the initial state, even with bf16, so that compiled cells need no further variant.
+        # The state is cast to float32 like the initial state, even with bf16, so that cells are not compiled again.
         hidden = tuple(one.float() for one in state.hidden)
         return state._replace(hidden=hidden, memory=state.memory.float())
 
@@ -101,8 +101,8 @@ class Learner(LightningModule):
         if self.config.loss == "mean":
             mean: Tensor = squares.mean() + self.config.l1_weight * absolutes.mean()
             return mean
-        # Gradients are averaged over processes and accumulated parts. The factor is the number of their shares, so the
-        # average is the gradient of the sum over the whole batch.
+        # Gradients are averaged over processes and accumulated batches. The factor is the number of the averaged
+        # gradients, so their average is the gradient of the sum over the whole batch.
         whole = self.config.batch_size / len(difference)
         total: Tensor = whole * (squares.sum() / 2 + self.config.l1_weight * absolutes.sum())
         return total
@@ -111,10 +111,10 @@ class Learner(LightningModule):
         """Return the chances and the draws of scheduled sampling for clips `first` to `first + count − 1` of this step.
 
         The draws are made for the whole batch from the seed and the step, not from a running generator. A resumed run
-        therefore repeats them, and each process and accumulated part gets those of its own clips.
+        therefore repeats the draws, and each process and accumulated batch gets the draws of its own clips.
 
         Returns:
-            Chances that the true frame is shown, and draws, 1 for the true frame, float32 [count, T − 2].
+            The chances that the true frame is shown; and the draws, float32 [count, T − 2], 1 for the true frame.
         """
         config = self.config
         passes = 2 if config.reverse_input else 1
@@ -215,19 +215,19 @@ class Learner(LightningModule):
 def compile_cells(model: E3DLSTM) -> None:
     """Compile the cells of a network for training; calls without gradients use the uncompiled cells.
 
-    Such calls come from validations and previews. Their batches have other sizes, and each size would be compiled
-    again.
+    Calls without gradients come from validations and previews. Their batches have different sizes, and each size would
+    be compiled again.
     """
 
     def in_training(plain: Callable[..., Any]) -> Callable[..., Any]:
-        # Layers differ in size. PyTorch would switch to dynamic sizes at the second layer, and these are slow.
+        # Layers differ in size. PyTorch would switch to dynamic sizes at the second layer, and dynamic sizes are slow.
         compiled = torch.compile(plain, dynamic=False)
 
         def compute(*tensors: Tensor) -> Any:
             if not torch.is_grad_enabled():
                 return plain(*tensors)
-            # An initial state does not require a gradient. It is made to, because it would otherwise be compiled as
-            # another variant.
+            # All inputs are made to require a gradient. An initial state does not require one, so PyTorch would compile
+            # a second variant of the cell for it.
             return compiled(*(one if one.requires_grad else one.detach().requires_grad_() for one in tensors))
 
         return compute

@@ -1,4 +1,4 @@
-"""Muon: the convolutions of the cells take orthogonal steps, all other weights take steps of AdamW.
+"""Muon: the convolutions of the cells get orthogonal updates, all other weights get updates of AdamW.
 
 `torch.optim.Muon` accepts only matrices; here the kernel of a convolution is split into one matrix per gate that it
 computes.
@@ -18,19 +18,19 @@ GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x³ and x⁵ in a polynomial that moves singular values towards 1 (Jordan et al.)."""
 ROUNDS = 5
-"""Number of applications of the polynomial per step."""
+"""Number of applications of the polynomial per optimizer step."""
 MOMENTUM = 0.95
-"""Decay of the mean gradient of weights with orthogonal steps, per step."""
+"""Decay of the mean gradient per optimizer step, for weights with orthogonal updates."""
 RMS = 0.2
-"""Root mean square of the entries of a step at a learning rate of 1. It is about as large as that of AdamW, so one
-learning rate suits both (Liu et al., Muon is scalable for LLM training, 2025)."""
+"""Root mean square of the entries of an orthogonal update at a learning rate of 1. It is about as large as with AdamW,
+so one learning rate suits both (Liu et al., Muon is scalable for LLM training, 2025)."""
 
 
 class Muon(AdamW):
-    """AdamW, with orthogonal steps for the groups of parameters whose `gates` is above 0.
+    """AdamW, with orthogonal updates for the groups of parameters whose `gates` is above 0.
 
-    In these groups a kernel is split into `gates` matrices. Its step is Nesterov momentum with each matrix made
-    orthogonal.
+    In these groups a kernel is split into `gates` matrices. The update of the kernel is Nesterov momentum with each
+    matrix made orthogonal.
 
     Args:
         parameters: groups of parameters, as returned by `groups`.

@@ -17,8 +17,8 @@ class Pace:
     and saves.
 
     If the schedule follows time (`TrainConfig.schedule_by`), the share does not change during the first step after each
-    launch, and then grows linearly to 1 at the limit. The first step compiles, and its duration would otherwise skip
-    most of the warm-up of the learning rate.
+    launch, and then grows linearly to 1 at the limit. The first step compiles; if its duration counted, the schedule
+    would skip most of the warm-up of the learning rate.
 
     Args:
         limit_s: maximum time of the run (seconds). If the schedule follows time, earlier launches of a resumed run
@@ -35,7 +35,7 @@ class Pace:
         self.earlier_s = 0.0
         """Time used by earlier launches (seconds)."""
         self.warm: tuple[float, float] | None = None
-        """Time used and share at the end of the first step of this launch; None before."""
+        """Time used and share at the end of the first step of this launch; None until this step ends."""
         self.resumed_share = 0.0
         """Share at the start of this launch."""
         self.agreed_share = 0.0
@@ -59,13 +59,13 @@ class Pace:
     def share(self, step: int) -> float:
         """Return the share of the run that is done after `step` optimizer steps.
 
-        If the schedule follows time, this is the larger one of the share of the steps and the share of the time.
+        If the schedule follows time, the result is the larger of two shares: of the steps and of the time.
         """
         by_steps = min(1.0, step / self.steps)
         return max(by_steps, self._share_of_time()) if self.by_time else by_steps
 
     def schedule_step(self, step: int) -> int:
-        """Return the step for the schedules: `step`, or `agreed_share` of all steps if they follow time."""
+        """Return the step for the schedules: `step`, or `agreed_share` of all steps if the schedules follow time."""
         return int(self.agreed_share * self.steps) if self.by_time else step
 
     def _share_of_time(self) -> float:

@@ -35,8 +35,8 @@ class CapturedPasses:
     def __call__(self, frames: Tensor, truth: Tensor, state: State | None) -> Tensor:
         """Predict by replaying a graph; the backward pass of the result replays one too.
 
-        The first call for each set of tensor shapes captures the graphs. A state whose history is not full has another
-        shape at each age, so its pass is not captured.
+        The first call for each set of tensor shapes captures the graphs. A state whose history is not full has a
+        different shape at each age, so its pass is not captured.
 
         Args:
             frames: [B, T, C, H, W], in [0, 1].
@@ -50,8 +50,8 @@ class CapturedPasses:
         young = state is not None and len(state.history[0]) < self.model.config.history_length
         kind = frames.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        # Without the cache of autocast: the capture must contain the casts of the weights, or a replay would use
-        # casts of old weights.
+        # The cache of autocast is switched off, so that the capture contains the casts of the weights. With the cache,
+        # a replay would use casts of old weights.
         with torch.autocast(kind, low or torch.bfloat16, enabled=low is not None, cache_enabled=False):
             run: Callable[..., Any] = Pass(self.model, self.horizon, low, recompute=self.recompute)
             if not young:
@@ -62,8 +62,8 @@ class CapturedPasses:
         return predictions
 
     def _capture(self, run: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-        # The nodes that accumulate gradients belong to the stream of the capture. PyTorch warns of the mismatch, but
-        # synchronizes the streams, so the warning can be switched off.
+        # The nodes that accumulate gradients belong to the CUDA stream of the capture. PyTorch warns of the mismatch,
+        # but synchronizes the CUDA streams, so the warning can be switched off.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         samples = tuple(one.detach().clone() for one in tensors)
         # Unused inputs are allowed: if the memory stays zero, the weights of its convolution are not used.
@@ -72,7 +72,7 @@ class CapturedPasses:
 
 
 class Pass(nn.Module):
-    """Forward pass of a network from and to plain tensors; weights are cast once per call and not once per frame.
+    """Forward pass that takes and returns plain tensors; weights are cast once per call and not once per frame.
 
     Args:
         dtype: data type in which convolutions multiply; None for that of the weights.
@@ -104,7 +104,7 @@ def flat(state: State | None) -> list[Tensor]:
 
 
 def unflat(tensors: Sequence[Tensor], layers: int) -> State | None:
-    """Return the state from the tensors of `flat`; None for no tensors."""
+    """Return the state from whose tensors `flat` made a list; None for an empty list."""
     if not tensors:
         return None
     rest = iter(tensors)

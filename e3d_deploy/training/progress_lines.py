@@ -1,4 +1,4 @@
-"""Progress of a run: plain lines if no terminal shows a bar, and a warning if the run will take days."""
+"""Progress of a run: plain lines if there is no progress bar, and a warning if the run will take more than a day."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 30.0
 """Minimum time between two lines (seconds)."""
 SETTLED_S = 5.0
-"""Minimum time of steps after the first one before the duration is estimated (seconds)."""
+"""Minimum time after the first step before the duration of the run is estimated (seconds)."""
 DAY_S = 86_400.0
 """Remaining duration above which a warning is logged (seconds)."""
 
@@ -26,7 +26,7 @@ class ProgressLines(Callback):
     """Callback that reports progress: a line at the first step, at the last step, and every 30 seconds in between.
 
     Args:
-        say: called with each line; None for no lines, because a bar is shown or no progress is wanted.
+        say: called with each line; None if a bar is shown or no progress is wanted.
         clock: monotonic clock (seconds).
     """
 
@@ -35,9 +35,12 @@ class ProgressLines(Callback):
     ) -> None:
         self.config, self.pace, self.say, self.clock = config, pace, say, clock
         self.began = self.told = (0, 0.0)
-        """Step and time at the start of the training, and at the last line."""
+        """Step and time at the start of this launch, and at the most recent line."""
         self.warm: tuple[int, float] | None = None
-        """Step and time after the first step, which may compile and so is not used for estimates; None before."""
+        """Step and time after the first step of this launch; None until this step ends.
+
+        The first step may compile, so its duration is not used for estimates.
+        """
         self.settled = False
         """True once the duration of the run was estimated, and a warning logged if it is long."""
 
@@ -58,7 +61,7 @@ class ProgressLines(Callback):
             self._warn_of_days(step, now, on_cpu=pl_module.device.type == "cpu")
         if self.say is not None and (first or last or now - self.told[1] >= EVERY_S):
             line = self._line(step, float(trainer.callback_metrics["train_loss"]))
-            # The first step may compile, so its speed says nothing about the others.
+            # The first step may compile, so its speed does not show the speed of later steps.
             self.say(line if first and not last else f"{line}, {self._speed(step, now)}")
             self.told = (step, now)
 

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 
 class ReleasedAdam(Optimizer):
-    """Adam with the step mean / √(squares + ε), where mean and squares are corrected for their start at zero.
+    """Adam with the update mean / √(squares + ε), where mean and squares are corrected for their start at zero.
 
-    PyTorch's Adam adds ε after the root, which gives different steps for tiny gradients.
+    PyTorch's Adam adds ε after the root, which gives different updates for tiny gradients.
 
     Source: google/e3d_lstm src/models/model_factory.py, adam_updates; checked by test_trace_equals_the_released_one.
     """

@@ -1,4 +1,4 @@
-"""Settings that determine the results of a run. They are stored in its folder and read again when it is resumed."""
+"""Settings that determine the results of a run, stored in the run folder and read again when the run is resumed."""
 
 import json
 import os
@@ -48,14 +48,15 @@ def settings_of(
 FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
 """Settings that may change when a run is resumed."""
 BEFORE: dict[str, Any] = {"burn_in": 0}
-"""Values of settings in runs that are older than the setting, if they differ from its default."""
+"""Values of settings for runs that were begun before these settings existed. A setting is listed here only if such a
+run has to keep a value that differs from today's default."""
 
 
 def as_begun(run: Path, config: TrainConfig) -> TrainConfig:
     """Return the settings with which a run is resumed.
 
-    They are those of `config`, with one exception: a setting that the run is older than, and that `config` leaves at
-    its default, gets its value of `BEFORE`.
+    They are the settings of `config`, with one exception: a setting in `BEFORE` gets the value listed there if it did
+    not exist when the run was begun, and if it has its default in `config`.
     """
     try:
         stored = dict(json.loads((run / SETTINGS).read_text())["train"])
@@ -70,13 +71,13 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
 
     Args:
         settings: settings to resume with, as returned by `settings_of`.
-        same_weights: ignore which initial weights are given, because the saved state replaces them.
+        same_weights: do not compare the initial weights, because the saved state replaces them.
 
     Raises:
         CheckpointError: the saved state or the settings of the run are damaged.
-        ConfigError: a newer version wrote the settings, or the run was begun with other settings.
+        ConfigError: a newer version wrote the settings, or the run was begun with different settings.
     """
-    # Files do not contain fields that have their default.
+    # The file of the settings does not contain fields that have their default.
     defaults = {one.name: one.default for one in fields(TrainConfig)}
     settings = {**settings, "train": {**defaults, **settings["train"]}}
     try:
@@ -105,7 +106,7 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
         ]
         changed += [part for part in ("data", "valid", "initial", "digits") if stored.get(part) != settings[part]]
         raise ConfigError(
-            f"{run}: was begun with other options ({', '.join(changed)}); give the same options, or a new folder"
+            f"{run}: was begun with different options ({', '.join(changed)}); give the same options, or a new folder"
         )
     return bool(done)
 
@@ -117,7 +118,7 @@ def _hash(initial: Path) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The part of the command line of a run that its settings do not contain."""
+    """Working folder and command line options of a run that `SETTINGS` does not contain."""
 
     folder: Path | None = None
     """Working folder in which the run was begun; None if unknown. Relative names of sources that do not exist in the
@@ -132,7 +133,7 @@ class Command:
 
     @classmethod
     def read(cls, run: Path) -> "Command":
-        """Return the command of a run; an empty one if an older version began the run.
+        """Return the command of a run; an empty command if an older version began the run.
 
         Raises:
             CheckpointError: the file of the command is damaged.
@@ -207,5 +208,5 @@ def _damaged(run: Path, error: Exception) -> CheckpointError:
 def _check_known(run: Path, train: Mapping[str, Any]) -> None:
     if unknown := sorted(set(train) - {one.name for one in fields(TrainConfig)}):
         raise ConfigError(
-            f"{run}: {SETTINGS}: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one"
+            f"{run}: {SETTINGS}: unknown field {', '.join(unknown)}, written by a newer e3d_deploy; update e3d_deploy"
         )

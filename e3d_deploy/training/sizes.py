@@ -8,7 +8,8 @@ from typing import Any
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
 
 MAX_PATCHES = 1024
-"""Maximum number of patches per frame with a suggested patch size; the work of recall grows with its square."""
+"""Maximum number of patches per frame with a suggested patch size. The work of recall grows with the square of this
+number."""
 
 
 def configs(preset: str, recipe: str = "modern", **changes: Any) -> tuple[ModelConfig, TrainConfig]:
@@ -23,13 +24,16 @@ def configs(preset: str, recipe: str = "modern", **changes: Any) -> tuple[ModelC
 
 
 def fields_of(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the values whose names are fields of a configuration."""
+    """Return the values whose names are fields of a configuration."""
     names = {field.name for field in dataclasses.fields(config)}
     return {name: value for name, value in values.items() if name in names}
 
 
 def size_arguments(preset: str, image_size: tuple[int, int]) -> tuple[str, ...]:
-    """Return the options of `e3d train` for a preset, with a patch size if the usual one does not suit the frames."""
+    """Return the options of `e3d train` for a preset.
+
+    They contain a patch size only if the patch size of the preset does not suit the frames.
+    """
     usual = configs(preset)[0].patch_size
     patch = fitting_patch(image_size, at_most=usual)
     return ("--preset", preset, *(() if patch in (usual, None) else ("--patch-size", str(patch))))
@@ -43,7 +47,7 @@ def fitting_patch(image_size: tuple[int, int], *, at_most: int) -> int | None:
         at_most: preferred maximum.
 
     Returns:
-        The largest such size up to `at_most`, otherwise the smallest one above it; None if there is none.
+        The largest such size up to `at_most`; if there is none, the smallest above it; None if no patch size fits.
     """
     height, width = image_size
     both = math.gcd(height, width)

@@ -81,7 +81,7 @@ class Machine:
     """Number of processes that load data, per device; None for 0 on a CPU and up to 8 for a GPU."""
     time_limit_s: float | None = None
     """Time after which everything is saved and training ends (seconds). If the schedule follows time
-    (`TrainConfig.schedule_by`), it ends at this limit, and earlier launches of a resumed run count too."""
+    (`TrainConfig.schedule_by`), the schedule ends at this limit, and earlier launches of a resumed run count too."""
     parts: Path | None = None
     """Folder to which the weights are written repeatedly, as float16 parts of at most 16 MiB; see `parts.py`."""
     parts_every_s: float = 60.0
@@ -91,7 +91,7 @@ class Machine:
     samples: Path | None = None
     """Folder for pictures of each validation, named like those of google/e3d_lstm; None for no pictures."""
     sample_count: int = 10
-    """Maximum number of batches per validation with such pictures."""
+    """Maximum number of batches per validation whose pictures are written to `samples`."""
     measure_decay: bool = True
     """Measure the decay of the state at the end, and store it in the model file; see `training/decay.py`."""
     progress: bool = True
@@ -120,7 +120,8 @@ def train(
     The model contains the moving average of the weights if `TrainConfig.average` is set, otherwise the weights
     themselves. The folder also contains:
 
-    - `model_plain.safetensors` or `model_ema.safetensors`: the one of the two that is not the model;
+    - `model_plain.safetensors` (the weights themselves) or `model_ema.safetensors` (the average): the network that is
+      not the model;
     - `last.ckpt`: the state to resume from;
     - `config.json`: the settings that determine the results;
     - `command.json`: `options` and the working folder;
@@ -133,7 +134,7 @@ def train(
             `data.sources.open_source` accepts.
         valid: source to validate on; None for Moving MNIST with held-out digits if it is one of the sources,
             otherwise for the held-out clips of the first source.
-        skip_bad: leave out pictures and videos that cannot be read, in place of an error.
+        skip_bad: skip pictures and videos that cannot be read; if False, the first of them raises an error.
         initial: model file or importable checkpoint whose weights to begin with; None to draw the weights from the
             seed.
         digits: `.npz` of digits from which Moving MNIST is made for training; None for the 4,500 of the package.
@@ -143,8 +144,9 @@ def train(
         progress: called with lines about long operations and results.
 
     Raises:
-        ConfigError: `resume` is False and `run` contains a run. `resume` is True and `run` has no saved state or was
-            begun with other options. Another process is training in `run`. The processes cannot share a batch evenly.
+        ConfigError: `resume` is False and `run` contains a run. `resume` is True and `run` has no saved state. `resume`
+            is True and the run was begun with different options. Another process is training in `run`. The processes
+            cannot share a batch evenly.
             The schedule follows time and there is no time limit. `digits` contains held-out digits, or Moving MNIST is
             not a source. Options for reading files are given, but no file is read. The folder for parts contains parts
             of another run.
@@ -153,7 +155,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; everything is saved and `run` can be resumed. After a second
             signal `run` contains the last saved state, if there is one. Before the first step Ctrl-C raises a plain
             KeyboardInterrupt.
-        ClipError, ShapeError: a source cannot be learned from.
+        ClipError, ShapeError: a source cannot be used for training or validation.
         BackendUnavailable: TensorBoard logs are requested and TensorBoard is not installed.
     """
     machine = machine or Machine()
@@ -190,7 +192,7 @@ def train(
             trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
             _check_cuda_graph(config, trainer)
             batches = _batches(config, trainer, sets[0], pace)
-            # From here on all options are known to work.
+            # All options have been checked, so files may be written from here on.
             _make_folders(run, machine)
             if trainer.is_global_zero:
                 held.enter_context(locked(run, partial(_refuse_second, run)))
@@ -252,7 +254,7 @@ def _compare_with_copying(
     validated: Validated,
     progress: Notify,
 ) -> None:
-    """Report whether the model beats copying the last frame, and which files were left out; write `result.json`."""
+    """Report whether the model beats copying the last frame, and which files were skipped; write `result.json`."""
     source = sets[1].source if isinstance(sets[1], FixedWindows) else None
     skipped = tuple(dict.fromkeys([*sets[0].skipped, *(() if source is None else source.skipped)]))
     is_trained_on = source is not None and any(share_files(source.name, name) for name in sets[0].remarks)
@@ -274,13 +276,13 @@ def _compare_with_copying(
     found.write(run)
     progress(found.verdict)
     if skipped:
-        progress(f"left out {len(skipped)} files that cannot be read ({some(skipped)})")
+        progress(f"skipped {len(skipped)} files that cannot be read ({some(skipped)})")
 
 
 def _callbacks(
     config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper, say: Notify
 ) -> list[Callback]:
-    """Return the callbacks that come last; `keeper` follows those whose updated state it saves."""
+    """Return the callbacks that run last; `keeper` runs after the callbacks whose state it saves."""
     ours: list[Callback] = [keeper]
     if machine.parts is not None:
         parts = Parts(
@@ -341,7 +343,7 @@ def _loaders(
 ) -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
     workers = _workers(machine)
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": workers > 0}
-    few = min(2, workers)  # few, because they run next to the processes of the training data
+    few = min(2, workers)  # few, because they run in addition to the loaders of the training data
     return (
         DataLoader(train_set, batch_sampler=batches, num_workers=workers, **options),
         DataLoader(_share(valid_set, trainer), batch_size=batches.share, num_workers=few, **options),
@@ -371,7 +373,7 @@ def _fit(
             raise Interrupted(keeper.signal or signal.SIGINT) from error
         except (Stopped, TrainingError) as end:
             if not trainer.is_global_zero:
-                return False  # only the first process reports; an error here could end it before
+                return False  # only the first process reports; an error in this one could end the first one too early
             if isinstance(end, TrainingError):
                 raise
             if keeper.stop_requested:
@@ -397,7 +399,7 @@ def resume_or_next(
 ) -> tuple[Path, bool]:
     """Return the folder in which a run with these options is resumed or begun.
 
-    It is the first of `run`, NAME-2, NAME-3 … that contains no run, or an unfinished run with the same options.
+    The folder is the first of `run`, NAME-2, NAME-3 … that contains no run, or an unfinished run with the same options.
 
     Returns:
         The folder, and True if it contains a run to resume.
@@ -424,8 +426,8 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Return the weights of a model file or an importable checkpoint, for a network of `config`.
 
     Raises:
-        ConfigError: the weights belong to another network. The length of the history may differ, and except for openstl
-            also the size of the frames.
+        ConfigError: the weights belong to a network with a different configuration. The length of the history may
+            differ. The size of the frames may differ too, except with `openstl` semantics.
         CheckpointError: `initial` is not a model.
     """
     if initial.suffix == ".safetensors" and not is_foreign(initial):
@@ -442,12 +444,12 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
             stride=config.stride if config.semantics == "openstl" else None,
         ).model
     theirs = replace(model.config, history_length=config.history_length)
-    if config.semantics != "openstl":  # its norms have a weight per position of the frame
+    if config.semantics != "openstl":  # norms of openstl have a weight per position of the grid
         theirs = replace(theirs, image_size=config.image_size)
     if theirs != config:
         fields = [name for name, value in config.to_dict().items() if theirs.to_dict()[name] != value]
         raise ConfigError(
-            f"{initial}: is another network ("
+            f"{initial}: contains a different network ("
             + ", ".join(f"{name} {theirs.to_dict()[name]}" for name in fields)
             + "); give the options that it was made with"
         )
@@ -465,7 +467,7 @@ def _check_parts(folder: Path, name: str | None) -> None:
     """Check that a folder contains no parts of another run.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the folder contains parts of another run.
     """
     for path in folder.glob(PATTERN):
         if name is None or read_metadata(path).run != name:
@@ -497,7 +499,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _room_to_compile(model: ModelConfig, config: TrainConfig) -> AbstractContextManager[object]:
-    """Raise PyTorch's limit on compiled variants, so that it keeps those of all layers.
+    """Raise PyTorch's limit on compiled variants, so that it keeps the variants of all layers.
 
     The first step runs each layer with and without gradients and low types: up to four variants per layer.
     """
@@ -584,7 +586,7 @@ def _batches(config: TrainConfig, trainer: Trainer, clips: Extendable, pace: Pac
     if config.batch_size % parts:
         raise ConfigError(
             f"batch_size: {config.batch_size} clips cannot be shared evenly by {trainer.world_size} processes "
-            f"in {config.accumulate} parts; choose a multiple of {parts}"
+            f"in {config.accumulate} accumulated batches; choose a multiple of {parts}"
         )
     return StepBatches(
         config,
@@ -597,7 +599,7 @@ def _batches(config: TrainConfig, trainer: Trainer, clips: Extendable, pace: Pac
 
 
 def _share(data: Dataset[Tensor], trainer: Trainer) -> Dataset[Tensor]:
-    """Return the clips of this process; the last few clips that cannot be shared evenly are left out."""
+    """Return the clips of this process; the last few clips are skipped if they cannot be shared evenly."""
     size, processes = len(data), trainer.world_size  # type: ignore[arg-type]
     if processes == 1 or size < processes:
         return data

@@ -227,7 +227,7 @@ def test_record_keeps_the_other_facts_of_a_model_file(tiny_model: E3DLSTM, tmp_p
     identity = sha256(path)
     record_with_model(path, identity, decay(a24=1.0))
     assert checkpoint.read_card(path) == Card(window=WINDOW, decay=decay(a24=1.0))
-    with pytest.raises(CheckpointError, match="was written again while it was measured"):
+    with pytest.raises(CheckpointError, match="was written again during the measurement"):
         record_with_model(path, identity, decay())
 
 
@@ -250,7 +250,7 @@ def test_bundle_with_a_record_is_the_same_bundle(bundle_path: Path, tmp_path: Pa
 
 def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch: Path) -> None:
     opened = Bundle.open(bundle_path)
-    with pytest.raises(BundleError, match="was exported again while it was measured"):
+    with pytest.raises(BundleError, match="was exported again during the measurement"):
         record_with_model(any_batch, "another", decay())
     shutil.rmtree(bundle_path)
     shutil.copytree(any_batch, bundle_path)

@@ -112,7 +112,7 @@ def test_invalid_weights_are_refused(weights: Weights, tmp_path: Path) -> None:
 def test_frames_that_alexnet_cannot_process_are_refused(path: Path) -> None:
     lpips(path)(*np.zeros((2, 1, 1, 31, 31), np.float32))
     for shape in ((1, 1, 30, 64), (1, 2, 64, 64)):
-        with pytest.raises(ShapeError, match="leave out --lpips"):
+        with pytest.raises(ShapeError, match="omit --lpips"):
             lpips(path)(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
 

@@ -301,7 +301,7 @@ def test_options_of_the_other_project_are_refused() -> None:
     with pytest.raises(ConfigError, match="stride: convolutions of google/e3d_lstm have none"):
         import_checkpoint(RELEASED, stride=2)
     for options in ({"ema": True}, {"memory": "paper"}):
-        with pytest.raises(ConfigError, match=r"leave --(memory|ema) out"):
+        with pytest.raises(ConfigError, match=r"omit --(memory|ema)"):
             import_checkpoint(PLAIN, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="the norms are for 16x16 pixels"):
         import_checkpoint(PLAIN, image_size=(64, 64))
@@ -374,7 +374,7 @@ def test_another_architecture_is_refused_with_its_tensors_named(tmp_path: Path) 
         (prefix, "generator/e3d-lstm/e3d0/conv3d/kernel", "predrnn/kernel"),
     ):
         line = e3d("import", path, "-o", tmp_path / "m.safetensors", code=5).stderr
-        assert f"lacks {lacking} and contains {named}; it is another network" in line
+        assert f"lacks {lacking} and contains {named}; the tensors belong to a different network" in line
 
 
 class Malicious:
@@ -454,8 +454,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "text.pth": "nothing to import",
         "cut.pth": "is damaged",
         "zip.pth": "is a zip archive without data.pkl, so torch.save did not write it",
-        "arrays.npz": "is an .npz of NumPy, expected a dict of tensors; save its arrays as tensors with torch.save",
-        "program.pth": "is a program of TorchScript (torch.jit.save), expected a dict of tensors; save its state_dict",
+        "arrays.npz": "is a NumPy .npz file, expected a dict of tensors; save its arrays as tensors with torch.save",
+        "program.pth": "is a TorchScript program (torch.jit.save), expected a dict of tensors; save its state_dict",
         "list.pth": "holds a list, expected a dict of tensors",
         "number.pth": "epoch is a int, expected a tensor",
     }.items():

@@ -86,40 +86,40 @@ def test_a_safetensors_file_of_openstl_is_imported(tmp_path: Path, tensors: Tens
 
 
 BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
-    "loss": (lambda one: one | {"loss.vgg.0.weight": torch.zeros(3)}, "left out loss (1 tensor)"),
+    "loss": (lambda one: one | {"loss.vgg.0.weight": torch.zeros(3)}, "ignored loss (1 tensor)"),
     "lpips": (
         lambda one: {"state_dict": before("model.", one) | {"lpips.lin0.weight": torch.zeros(1)}},
-        "imported state_dict.model; left out state_dict.lpips (1 tensor)",
+        "imported state_dict.model; ignored state_dict.lpips (1 tensor)",
     ),
     "losses in words": (
         lambda one: one | {"VGGLoss.0.weight": torch.zeros(3), "percep.0": torch.zeros(1), "disc.0": torch.zeros(1)},
-        "left out VGGLoss (1 tensor), percep (1 tensor), disc (1 tensor)",
+        "ignored VGGLoss (1 tensor), percep (1 tensor), disc (1 tensor)",
     ),
     "measures": (
         lambda one: one | {"val_mse.total": torch.zeros(1), "ssim.window": torch.zeros(1)},
-        "left out val_mse (1 tensor), ssim (1 tensor)",
+        "ignored val_mse (1 tensor), ssim (1 tensor)",
     ),
     "beneath": (
         lambda one: {"state_dict": before("model.", one | {"lpips.lin0.weight": torch.zeros(1)})},
-        "imported state_dict.model; left out state_dict.model.lpips (1 tensor)",
+        "imported state_dict.model; ignored state_dict.model.lpips (1 tensor)",
     ),
     "optimizer": (
         lambda one: {"model": one, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.ones(1)}}}},
-        "imported model; left out optimizer (2 tensors)",
+        "imported model; ignored optimizer (2 tensors)",
     ),
     "optimizer by names": (
         lambda one: {"model": one, "exp_avg": other(one), "optim": {"state": other(one)}},
-        "imported model; left out exp_avg (17 tensors), optim (17 tensors)\n",
+        "imported model; ignored exp_avg (17 tensors), optim (17 tensors)\n",
     ),
     "averages": (
         lambda one: {"params": one, "params_ema": other(one)},
-        "imported params; left out params_ema; `e3d import --ema` takes the moving averages",
+        "imported params; ignored params_ema; `e3d import --ema` imports the moving averages",
     ),
     "averages alone": (
         lambda one: {"model_ema": one},
         "imported model_ema, the only network; its name shows that it is a moving average",
     ),
-    "average count": (lambda one: before("module.", one) | {"n_averaged": torch.ones(1)}, "left out n_averaged"),
+    "average count": (lambda one: before("module.", one) | {"n_averaged": torch.ones(1)}, "ignored n_averaged"),
 }
 
 
@@ -139,7 +139,7 @@ def test_one_of_several_networks_has_to_be_named(tmp_path: Path, tensors: Tensor
     assert same(imported(path, part="second"), other(tensors))
     with pytest.raises(ConfigError, match=r"part: got 'third', but .* holds first, second"):
         import_checkpoint(path, part="third")
-    with pytest.raises(ConfigError, match="no moving averages; leave --ema out"):
+    with pytest.raises(ConfigError, match="no moving averages; omit --ema"):
         import_checkpoint(path, ema=True)
 
 
@@ -192,7 +192,7 @@ def test_averages_under_other_names_are_reported(kind: str, tmp_path: Path, tens
 
 
 def test_a_network_with_a_count_of_averages_is_called_an_average(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(ConfigError, match=r"which is already an average \(it has n_averaged\); leave --ema out"):
+    with pytest.raises(ConfigError, match=r"which is already an average \(it has n_averaged\); omit --ema"):
         import_checkpoint(saved(tmp_path, before("module.", tensors) | {"n_averaged": torch.ones(1)}), ema=True)
 
 
@@ -274,7 +274,7 @@ def test_errors_for_folders_and_lists_of_shards_suggest_a_file(tmp_path: Path, t
     (tmp_path / "dcp" / ".metadata").touch()
     assert f"dcp_to_torch {tmp_path}/dcp FILE.pth" in refusal("dcp")
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    assert refusal("lfs.pth").endswith("is a pointer of Git LFS, not the file; run `git lfs pull` in its repository")
+    assert refusal("lfs.pth").endswith("is a Git LFS pointer, not the file; run `git lfs pull` in its repository")
 
 
 def test_the_file_that_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
@@ -303,7 +303,10 @@ def test_a_version_in_a_name_is_not_a_suffix(tmp_path: Path, tensors: Tensors) -
     ("change", "message"),
     [
         (lambda one: one | {"encoder.weight": torch.zeros(3)}, "holds encoder.weight, which no E3D-LSTM"),
-        (lambda one: one | before("module.", other(one)), "twice in the network at the top, with other values"),
+        (
+            lambda one: one | before("module.", other(one)),
+            "twice in the network without a prefix, with different values",
+        ),
         (lambda one: one | {"cell_list.0.scale": 3.0}, "cell_list.0.scale is a float, expected a tensor"),
         (
             lambda one: one | {"conv_last.weight": one["conv_last.weight"] / 0},

@@ -34,7 +34,8 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             FOUND,
-            "the model beats copying the last frame: squared error 100 per frame against 200, on 64 validation clips",
+            "the model beats copying the last frame: squared error 100 per frame compared with 200, "
+            "on 64 validation clips",
         ),
         (FOUND, "; on dark clips a black frame may beat copying too, so check the pictures in previews/"),
         (replace(FOUND, mse=196.0), "the model barely beats copying the last frame: squared error 196 per frame"),
@@ -117,6 +118,6 @@ def test_skipped_files_and_doubtful_splits_are_reported_at_the_end(tmp_path: Pat
     result = json.loads((tmp_path / "run/result.json").read_text())
     skipped = result["skipped"]
     assert len(skipped) >= 4
-    assert said[-1].startswith(f"left out {len(skipped)} files that cannot be read (")
+    assert said[-1].startswith(f"skipped {len(skipped)} files that cannot be read (")
     assert (result["in_doubt"], result["held_out"]) == (True, False)
     assert "which do not count as held out" in said[-2]

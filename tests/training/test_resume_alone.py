@@ -112,7 +112,7 @@ OPENSTL = (
 )
 def test_options_that_differ_are_refused(done: Path, options: list[str], names: str) -> None:
     said = e3d_train("-o", done / "run", "--resume", *options, code=2)
-    assert f"was begun with other options ({names}); give the same options, or a new folder" in said
+    assert f"was begun with different options ({names}); give the same options, or a new folder" in said
 
 
 @pytest.mark.parametrize("command", ["from Python", "of an older version"])
@@ -130,8 +130,8 @@ def test_without_a_command_recipes_and_presets_are_compared_by_their_values(begu
     goes_on = ["-o", begun / "run", "--data", "clips.npy", "--resume"]
     e3d_train(*goes_on, "--recipe", "openstl", "--preset", "tiny")
     said = e3d_train(*goes_on, "--preset", "full", code=2)
-    assert "was begun with other options (patch_size, hidden)" in said
-    assert f"was begun with other options ({OPENSTL})" in e3d_train(*goes_on, "--recipe", "modern", code=2)
+    assert "was begun with different options (patch_size, hidden)" in said
+    assert f"was begun with different options ({OPENSTL})" in e3d_train(*goes_on, "--recipe", "modern", code=2)
 
 
 def test_a_run_of_an_older_version_is_resumed_without_options(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:

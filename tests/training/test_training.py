@@ -680,7 +680,7 @@ def test_resume_with_other_options_is_refused(
     cut: Path, model: dict[str, Any], config: dict[str, Any], call: dict[str, Any], names: str
 ) -> None:
     before = contents(cut)
-    message = rf"cut: was begun with other options \({names}\); give the same options, or a new folder"
+    message = rf"cut: was begun with different options \({names}\); give the same options, or a new folder"
     with pytest.raises(ConfigError, match=message):
         train(replace(MODEL, **model), replace(TRAINING, **config), cut, resume=True, machine=QUIET, **call)
     assert contents(cut) == before
@@ -700,7 +700,7 @@ def test_one_cycle_cannot_be_extended(tmp_path: Path) -> None:
     config = replace(TRAINING, schedule="onecycle")
     with pytest.raises(InterruptedError):
         train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[Recorder(step=3)])
-    with pytest.raises(ConfigError, match=r"was begun with other options \(steps\)"):
+    with pytest.raises(ConfigError, match=r"was begun with different options \(steps\)"):
         train(MODEL, replace(config, steps=8), tmp_path / "run", resume=True, machine=QUIET)
 
 
@@ -1181,7 +1181,7 @@ def test_a_run_with_a_setting_of_a_newer_version_is_refused(cut: Path) -> None:
     settings = json.loads((cut / "config.json").read_text())
     settings["train"]["heat"] = 1
     (cut / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="unknown field heat, of a newer e3d_deploy; update this one"):
+    with pytest.raises(ConfigError, match="unknown field heat, written by a newer e3d_deploy; update e3d_deploy"):
         train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
 
 
@@ -1248,7 +1248,7 @@ def test_a_run_that_is_older_than_the_burn_in_is_resumed_without_it(tmp_path: Pa
     default = replace(config, burn_in=TrainConfig.burn_in)
     found = resume_or_next(MODEL, default, tmp_path / "run", data=[("moving-mnist", 1.0)], machine=QUIET)
     assert found == (tmp_path / "run", True)
-    with pytest.raises(ConfigError, match=r"was begun with other options \(burn_in\)"):
+    with pytest.raises(ConfigError, match=r"was begun with different options \(burn_in\)"):
         train(MODEL, replace(config, burn_in=7), tmp_path / "run", machine=QUIET, resume=True)
     recorder = Recorder()
     train(MODEL, default, tmp_path / "run", machine=QUIET, resume=True, callbacks=[recorder])
@@ -1651,8 +1651,8 @@ def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path, finished: tupl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": (5,)}, r"is another network \(hidden \[4\]\)"),
-        ({"semantics": "google"}, r"is another network \(semantics paper\)"),
+        ({"hidden": (5,)}, r"contains a different network \(hidden \[4\]\)"),
+        ({"semantics": "google"}, r"contains a different network \(semantics paper\)"),
         ({"norm_eps": 1e-12, "kernel_size": 5}, r"\(kernel_size 3, norm_eps 1e-05\); give the options that it was"),
     ],
 )
@@ -1688,7 +1688,7 @@ def test_norms_of_openstl_fit_one_picture_size(tmp_path: Path) -> None:
     model = import_checkpoint(OPENSTL).model
     checkpoint.save(model, tmp_path / "model.safetensors")
     larger = replace(model.config, image_size=(32, 32))
-    with pytest.raises(ConfigError, match=r"is another network \(image_size \[16, 16\]\)"):
+    with pytest.raises(ConfigError, match=r"contains a different network \(image_size \[16, 16\]\)"):
         train(larger, TRAINING, tmp_path / "run", initial=tmp_path / "model.safetensors", machine=QUIET)
     with pytest.raises(ConfigError, match="image_size: got"):
         train(larger, TRAINING, tmp_path / "run", initial=OPENSTL, machine=QUIET)
@@ -1784,7 +1784,7 @@ def test_an_invalid_share_is_refused(tmp_path: Path, share: float) -> None:
 
 def test_a_batch_that_cannot_be_shared_evenly_leaves_no_run(tmp_path: Path) -> None:
     config = replace(TRAINING, batch_size=6, accumulate=2)
-    with pytest.raises(ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 parts; choose a mult"):
+    with pytest.raises(ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 accumulated batches; choose a mult"):
         train(MODEL, config, tmp_path / "run", machine=replace(QUIET, devices=2))
     assert not (tmp_path / "run").exists()
 
@@ -1802,7 +1802,7 @@ def test_digits_of_a_file_are_used_and_belong_to_the_settings(tmp_path: Path) ->
     expected = MovingMNIST("train", length=5, image_size=(32, 32), digits=digits)
     assert torch.equal(recorder.batches[0], torch.stack([expected[0], expected[1]]))
     assert json.loads((run / "config.json").read_text())["digits"]["name"] == "digits.npz"
-    with pytest.raises(ConfigError, match=r"was begun with other options \(digits\)"):
+    with pytest.raises(ConfigError, match=r"was begun with different options \(digits\)"):
         train(MODEL, TRAINING, run, resume=True, machine=QUIET)
     assert train(MODEL, TRAINING, run, resume=True, **call).exists()
 
