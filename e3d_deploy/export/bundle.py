@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINOGRAD_SHARE = 0.5
-"""Share of the float32 budget that a graph with Winograd convolutions may use at export, where ONNX Runtime runs it.
-The rest is a margin for other engines: on one network, OpenVINO was off by 2.0e-4 and ONNX Runtime by 1.5e-4."""
+"""Share of the float32 budget that a graph with Winograd convolutions may use when ONNX Runtime runs it at export. The
+rest is a margin for other libraries: on one network, OpenVINO was off by 2.0e-4 and ONNX Runtime by 1.5e-4."""
 KINDS = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -71,7 +71,7 @@ KINDS = {
     "I8": TensorProto.INT8,
     "F8_E4M3": TensorProto.FLOAT8E4M3FN,
 }
-"""ONNX types of weights by the name of the type in safetensors."""
+"""ONNX type of each data type that weights in a safetensors file may have."""
 
 
 def export(
@@ -101,12 +101,12 @@ def export(
             `horizon` frames too. None for the lengths in the card of the model, or 10 if the card has none.
         batch: number of streams in one call of a graph; None for any number.
         precision: one of `policies.POLICIES`, or `auto` for the cheapest policy that stays within its budget.
-        budget: allowed loss of quality; None for the default budget of each policy.
+        budget: maximum loss of quality; None for the default budget of each policy.
         exclude: layers that stay in float32, by their names in `types.products`. More layers stay in float32 if the
             budget requires it.
         backend: backend that has to run the bundle, one of `specs.export_backends`. Only this backend, and backends
-            with the same variant, get graphs of their own in addition to the shared graphs. None: all backends get
-            them, and `auto` considers only policies that run everywhere.
+            with the same variant, get backend-specific graphs in addition to the shared graphs. If None, all backends
+            get backend-specific graphs, and `auto` considers only policies that all backends run.
         calibration: clips to learn ranges from and to measure the drift on; None for clips of the package.
         reference: clip for which PyTorch's outputs are recorded; None for a clip of Moving MNIST or, if that does not
             fit the model, of the package's video.
@@ -117,8 +117,8 @@ def export(
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length is below 1, `output` exists, a policy, layer or backend is unknown, `exclude` leaves too
-            few layers, or the clips are not suited to calibrate on or to distinguish networks.
+        ConfigError: a length is below 1. `output` exists. A policy, layer or backend is unknown. `exclude` leaves too
+            few layers in the low type. The calibration clips or the reference clip have too little contrast or motion.
         BackendUnavailable: `backend` does not run the policy, or a library is missing.
         QualityError: no policy stays within its budget.
         ClipError, ShapeError: a clip cannot be read, is too short or does not fit the model.
@@ -169,9 +169,10 @@ class Graph:
     backends: tuple[str, ...] | None = None
     """Backends that run this graph; None for all backends that have no graph of their own."""
     by: str = "types"
-    """Means to reach the precision: `types` in the graph, or a `hint` to the library on a float32 graph."""
+    """Means to reach the precision: `types` for low types in the graph, or `hint` for a float32 graph that the library
+    is told to compute in a low type."""
     drift: Mapping[str, float | None] | None = None
-    """Measured drift of an own graph by measure; None for shared graphs and for fp32 without a budget."""
+    """Measured drift of a backend-specific graph, by measure; None for shared graphs and for fp32 without a budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +184,13 @@ class Composed:
     precision: Precision
     """Precision policy of the graphs, with its measured drift."""
     low: Sequence[GraphProto]
-    """Cores whose weights have a low type; empty if the weights of all graphs are float32."""
+    """Cores with weights in a low type; empty if the weights of all graphs are float32."""
     float32_step: ModelProto | None
     """Step graph in float32, which graphs with a low type are compared with; None if no graph has a low type."""
 
 
 def _clips_of(settings: ExportSettings) -> "RealClips | None":
-    """Return the clips to calibrate and to measure the drift on; None for fp32 without a budget, which needs none."""
+    """Return the clips for calibration and for measuring the drift; None for fp32 without a budget, which needs none."""
     if settings.precision == "fp32" and settings.budget is None:
         return None
     from e3d_deploy.export.precision.drift import real_clips  # needs ONNX Runtime
@@ -214,7 +215,7 @@ def compose(settings: ExportSettings, recorded: "Recorded", clips: "RealClips | 
         progress(f"composing the step for {names}")
         checked = _checked_variant(settings, exported, VARIANTS[variant], recorded)
         if checked == VARIANTS[PLAIN]:
-            continue  # the own graph would equal the shared graph
+            continue  # the backend-specific graphs would equal the shared graphs
         own, drift = expand(exported, checked), None
         if chosen is not None:
             # CPUs have no TF32, so libraries compute tf32 graphs in float32 there.
@@ -224,8 +225,8 @@ def compose(settings: ExportSettings, recorded: "Recorded", clips: "RealClips | 
             drift = json_values(asdict(found))
             if found.share_of(chosen.budget) > 1:
                 log.warning(
-                    "%s: own graphs exceed the budget, so the shared graphs are used; give a larger --budget to keep "
-                    "the own graphs",
+                    "%s: backend-specific graphs exceed the budget, so the shared graphs are used; give a larger "
+                    "--budget to keep the backend-specific graphs",
                     names,
                 )
                 continue
@@ -254,7 +255,7 @@ def _graphs(
     by: str = "types",
     drift: Mapping[str, float | None] | None = None,
 ) -> Iterator[Graph]:
-    """Yield the step, rollout and clip graphs composed from a core; `suffix` is added to the names of their files."""
+    """Compose the step, rollout and clip graphs from a core; `suffix` is added to the names of their files."""
     config, batch = settings.model.config, settings.batch
     makers: dict[str, Callable[..., ModelProto]] = {
         "step": step_graph,
@@ -276,7 +277,7 @@ def _checked_variant(settings: ExportSettings, exported: GraphProto, variant: Va
 
 
 def _own_variants(settings: ExportSettings, policy: str) -> dict[str, list[BackendSpec]]:
-    """Return the backends that get graphs of their own, by the name of the variant of these graphs."""
+    """Return the backends that get backend-specific graphs, by the name of the variant of these graphs."""
     found: dict[str, list[BackendSpec]] = {}
     for spec in map(find, export_backends()):
         variant = (spec.variants or {}).get(policy)
@@ -293,8 +294,8 @@ def _in_precision(
     """Apply the precision of an export to a float32 core.
 
     Returns:
-        The core in that precision; the choice, which can be applied to other cores; and the entry in the manifest.
-        Without clips the core stays in fp32, nothing is measured, and the choice is None.
+        The core in the precision of the export; the choice, which can be applied to other cores; and the entry in the
+        manifest. Without clips the core stays in fp32, nothing is measured, and the choice is None.
     """
     if clips is None:
         return plain, None, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
@@ -466,7 +467,8 @@ def write_weights(cores: Sequence[GraphProto], path: Path) -> dict[str, str]:
     """Write the weights of a low type in some cores to a safetensors file; equal bytes are stored once.
 
     Returns:
-        The name of the stored weight, by the name of each other weight with the same bytes, such as a reshaped copy.
+        For each weight that is not stored, because its bytes equal those of a stored weight: the name of the stored
+        weight. A reshaped copy of a weight is such a weight.
     """
     kinds = {kind: name for name, kind in KINDS.items() if kind != TensorProto.FLOAT}
     initializers = {one.name: one for core in cores for one in core.initializer}

@@ -45,11 +45,12 @@ class ExportSettings:
     precision: str
     """Precision policy, or `auto`."""
     budget: Budget | None
-    """Allowed loss of quality; None for the default budget of the policy."""
+    """Maximum loss of quality; None for the default budget of the policy."""
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
     backend: str | None
-    """Backend that has to run the bundle, and gets own graphs with backends of the same variant; None for all."""
+    """Backend that has to run the bundle; None for all backends. Backend-specific graphs are written only for this
+    backend and for backends with the same variant."""
     calibration: Path | None
     """Clips to calibrate on; None for clips of the package."""
 
@@ -112,7 +113,7 @@ def _check_policy(precision: str, exclude: Sequence[str], backend: str | None) -
 
 
 def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.float32]:
-    """Return a real clip for a model: the first in `path` with enough frames or, without a path, one of the package.
+    """Return a real clip for a model: the first clip in `path` with enough frames; without a path, one of the package.
 
     Args:
         form: size, channels and layout of the frames of the model.

@@ -1784,7 +1784,9 @@ def test_an_invalid_share_is_refused(tmp_path: Path, share: float) -> None:
 
 def test_a_batch_that_cannot_be_shared_evenly_leaves_no_run(tmp_path: Path) -> None:
     config = replace(TRAINING, batch_size=6, accumulate=2)
-    with pytest.raises(ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 accumulated batches; choose a mult"):
+    with pytest.raises(
+        ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 accumulated batches; choose a mult"
+    ):
         train(MODEL, config, tmp_path / "run", machine=replace(QUIET, devices=2))
     assert not (tmp_path / "run").exists()
 

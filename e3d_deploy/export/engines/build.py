@@ -56,8 +56,8 @@ def build(
         BackendUnavailable: the library is not installed, needs a GPU, or does not run the precision of a graph.
         BundleError: the bundle changed during the build.
         ConfigError: the library does not support an option, or the bundle lacks a graph.
-        EngineError: the library cannot read or build a graph, and the message names the node; or an engine does not
-            compute in its precision.
+        EngineError: the library cannot read or build a graph; the message names the node. An engine does not compute in
+            the precision of its graph.
     """
     trt = library(target)
     config = _suited(trt, config or EngineConfig(), target, remark)
@@ -79,7 +79,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """Task to build one engine, or to take it from the cache."""
+    """Build of one engine, or its retrieval from the cache."""
 
     trt: Any
     bundle: Bundle
@@ -151,7 +151,7 @@ class _Job:
 def _parts(
     bundle: Bundle, graph: str, target: Target, builder: str, capability: str | None, config: EngineConfig
 ) -> dict[str, str]:
-    """Return the inputs that determine an engine, by name; a timing cache is not among them."""
+    """Return the inputs that determine an engine, by name; a timing cache is not one of them."""
     entry = bundle.entry(graph, target)
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")

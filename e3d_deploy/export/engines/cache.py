@@ -2,8 +2,8 @@
 
 An entry is a folder that contains a plan and its sidecar. The name of the folder is the key, a hash of the inputs of
 the build. Entries appear atomically, and the least recently used ones are removed first. Other files in the cache
-folder are left alone. A plan is not safe to load because it is in the cache: a bundle records the hashes of its plans,
-and only plans with these hashes are loaded.
+folder are not touched. The cache does not make a plan safe to load: a bundle records the hashes of its plans, and only
+plans with these hashes are loaded.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from e3d_deploy.progress import Notify, silent
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
-"""Default limit for the size of all plans together (bytes)."""
+"""Default maximum size of all plans together (bytes)."""
 KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,7 +42,7 @@ class CachedEngine:
     sidecar: EngineSidecar
     nbytes: int
     used: datetime
-    """Time when the engine was last built or taken."""
+    """Time when the engine was built or most recently taken from the cache."""
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -54,12 +54,12 @@ class EngineCache:
     """Cache of engines in a folder that only its owner can write to.
 
     Args:
-        limit_bytes: limit for the size of all plans together; beyond it, the least recently used plans are removed.
+        limit_bytes: maximum size of all plans together; if it is exceeded, the least recently used plans are removed.
         create: create the folder if it does not exist, and remove leftovers of killed builds.
 
     Raises:
-        ConfigError: other users can write to the folder, so they could place native code there; or `create` is False
-            and the folder does not exist.
+        ConfigError: other users can write to the folder, so they could place native code there. `create` is False, and
+            the folder does not exist, or a file is in its place.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
@@ -67,7 +67,7 @@ class EngineCache:
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif (file := file_above(self.folder / "key")) is not None:
-            raise ConfigError(f"{self.folder}: {file} is not a folder; give another one with --cache, or remove it")
+            raise ConfigError(f"{self.folder}: {file} is not a folder; give a folder with --cache, or remove the file")
         elif not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such folder; `e3d build` creates it, or give another with --cache")
         status = self.folder.stat()
@@ -86,7 +86,7 @@ class EngineCache:
             yield
 
     def take(self, parts: Mapping[str, str], destination: Path, remark: Notify = silent) -> EngineSidecar | None:
-        """Place the plan that was built from `parts` at `destination`, a path without a file.
+        """Place the plan that was built from `parts` at `destination`, where no file may exist.
 
         The plan is a hard link to the file in the cache, or a copy if the file system does not support links. It is
         hashed unless its size and modification time are those recorded when it was cached. A damaged entry is removed.
@@ -115,7 +115,7 @@ class EngineCache:
         return None
 
     def put(self, sidecar: EngineSidecar, plan: Path) -> None:
-        """Store a plan, and remove others to make room; a plan that is larger than the limit is not stored."""
+        """Store a plan, and remove other plans to make room; a plan that is larger than the limit is not stored."""
         if plan.stat().st_size > self.limit_bytes:
             return
         key = key_of(sidecar.parts or {})
@@ -159,7 +159,7 @@ class EngineCache:
                 if self._sidecar(key).sha256 != sha256(folder / PLAN):
                     found[key] = "the plan is not the one that was built"
             except OSError as error:
-                if folder.exists():  # otherwise the entry was removed meanwhile
+                if folder.exists():  # if it does not, another process has removed the entry
                     found[key] = f"{Path(error.filename).name} cannot be read ({error.strerror})"
             except ValueError as error:
                 found[key] = f"its sidecar is invalid ({error})"
@@ -168,7 +168,7 @@ class EngineCache:
     def remove(self, key: str) -> None:
         """Remove an entry if it exists."""
         with workspace(self.folder / "entry") as folder, suppress(FileNotFoundError):
-            (self.folder / key).rename(folder / key)  # atomic; the workspace is deleted with it
+            (self.folder / key).rename(folder / key)  # atomic; on exit the workspace is deleted with the entry in it
 
     def matching(self, prefix: str) -> str:
         """Return the only key that begins with `prefix`.
@@ -188,7 +188,7 @@ class EngineCache:
         return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and KEY.fullmatch(file.name))
 
     def duration(self, kind: str) -> float | None:
-        """Return the time of the last build of a kind (s); None if unknown."""
+        """Return the time of the last build of a kind (s); None if no such build was recorded."""
         value = self._durations().get(kind)
         return float(value) if isinstance(value, int | float) else None
 
@@ -212,11 +212,11 @@ class EngineCache:
 
         Raises:
             OSError: the sidecar cannot be read.
-            ValueError: the sidecar is invalid or belongs to another key.
+            ValueError: the sidecar is invalid or belongs to a different key.
         """
         sidecar = EngineSidecar.from_json(json.loads((self.folder / key / SIDECAR).read_text()))
         if key_of(sidecar.parts or {}) != key:
-            raise ValueError("it belongs to another key")
+            raise ValueError("it belongs to a different key")
         return sidecar
 
     def _durations(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Defaults of a build, and an estimate of its time and size."""
+"""Defaults of a build, and estimates of the time of a build and of the size of a plan."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -13,8 +13,8 @@ STEP_NODES, STEP_SECONDS, GROWTH = 176, 0.8, 1.27
 """Measured build of a float32 step with two layers of 40 channels: its number of nodes, its time (s), and the exponent
 with which the time grows with the number of nodes."""
 WEIGHTS_SHARE, NODE_BYTES = 1.3, 6500
-"""Size of a plan with one profile: bytes per byte of weights, and bytes per node. Estimates are within 40 % of the
-sizes in docs/engines.md."""
+"""Coefficients of the size of a plan with one profile: bytes per byte of weights, and bytes per node. The estimates are
+within 40 % of the sizes in docs/engines.md."""
 
 
 def default_target() -> Target:
@@ -26,7 +26,7 @@ def default_target() -> Target:
     """
     found = [target for target in get_args(Target) if has_library(MODULES[target][0])]
     if "tensorrt" in found and not has_nvidia_driver():
-        found.remove("tensorrt")  # it builds on a GPU only
+        found.remove("tensorrt")  # TensorRT builds only on a GPU
     if len(found) > 1:
         raise ConfigError(f"--target: {' and '.join(found)} are both installed here; choose one with --target")
     if not found:
@@ -61,7 +61,7 @@ def estimate(bundle: Bundle, graph: str, target: Target) -> tuple[float, float]:
 
 
 def _weights_bytes(bundle: Bundle, graph: str, target: Target) -> int:
-    """Return the size of the weights that a graph reads (bytes); its weight files may contain others too."""
+    """Return the size of the weights that a graph reads (bytes); the weight files may contain further weights."""
     import onnx
 
     weights = onnx.load_from_string(bundle.onnx(graph, target)).graph.initializer

@@ -1,4 +1,4 @@
-"""Installation of engines: plans are staged in a workspace of the bundle, then moved in with their manifest entries."""
+"""Installation of engines: plans are staged in a workspace, then moved into the bundle and listed in its manifest."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def staging(bundle: Bundle) -> Iterator[Path]:
-    """Yield a temporary folder for plans within the bundle; leftovers of killed builds are removed first."""
+    """Yield a temporary folder for plans within the bundle, after the removal of leftovers of killed builds."""
     with workspace(bundle.path / ENGINES) as folder:
         yield folder
 
@@ -28,9 +28,10 @@ def staging(bundle: Bundle) -> Iterator[Path]:
 def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, EngineSidecar]) -> None:
     """Install the plans `GRAPH.TARGET.plan` of the folder `stage` as engines of the bundle.
 
-    All files are on disk before the bundle changes. The manifest first drops the engines that are replaced, so that it
-    never lists a missing file; if the process is killed at that point, the bundle lacks these engines. Engines of other
-    graphs that cannot be run together with the new ones are removed too, and a warning names them.
+    All files are on disk before the bundle changes. Engines that are to be replaced are first removed from the
+    manifest, so that the manifest never lists a missing file; if the process is killed at that point, the bundle lacks
+    these engines. Engines of other graphs that cannot be run together with the new engines are removed too, and a
+    warning names them.
 
     Args:
         sidecars: sidecars of the new engines by graph.
@@ -45,11 +46,11 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         added[f"{ENGINES}{name}.plan"] = sidecar.sha256
         added[f"{ENGINES}{name}.json"] = sha256(stage / f"{name}.json")
     with locked(bundle.path):
-        manifest = read_manifest(bundle.path)  # another build or export may have changed it meanwhile
+        manifest = read_manifest(bundle.path)  # another build or export may have changed it after `bundle` was opened
         now = replace(bundle, manifest=manifest)
         for graph, sidecar in sidecars.items():
             if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
-                raise BundleError(f"{bundle.path}: exported again while its engines were built; build them again")
+                raise BundleError(f"{bundle.path}: exported again during the build of its engines; build them again")
         unfit = _unfit(manifest, target, sidecars)
         dropped = {*added, *(f"{ENGINES}{name}{suffix}" for name in unfit for suffix in (".plan", ".json"))}
         files = {name: digest for name, digest in manifest.files.items() if name not in dropped}
@@ -73,15 +74,15 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         (stage / "manifest.1").replace(bundle.path / MANIFEST)
     for name in unfit:
         log.warning(
-            "%s: its engine %s was removed, because it was built by another version of the library, for other GPUs or "
-            "for other numbers of streams than the new engines; build it again with the same options",
+            "%s: its engine %s was removed, because it was built by a different version of the library, for different "
+            "GPUs or for different batch sizes than the new engines; build it again with the same options",
             bundle.path,
             name,
         )
 
 
 def _unfit(manifest: Manifest, target: str, sidecars: Mapping[str, EngineSidecar]) -> list[str]:
-    """Return the names of the older engines of a target that cannot be run together with the new ones."""
+    """Return the names of the older engines of a target that cannot be run together with the new engines."""
     return [
         name
         for name, older in manifest.engines.items()
@@ -91,18 +92,22 @@ def _unfit(manifest: Manifest, target: str, sidecars: Mapping[str, EngineSidecar
 
 
 def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
-    """Return True if one process can run both engines, with the same numbers of streams."""
+    """Return True if one process can run both engines with the same batch sizes."""
     first, second = (
         (each.builder, each.compute_capability, each.options.version_compatible, each.options.hardware_compatibility)
         for each in (one, other)
     )
-    streams = {_streams(each) for each in (one, other)} - {None}  # None: a refitted engine
+    # The sidecar of a refitted engine does not record the buckets, so such an engine is not compared.
+    streams = {_streams(each) for each in (one, other)} - {None}
     return first == second and len(streams) <= 1
 
 
 def _streams(sidecar: EngineSidecar) -> str | None:
-    """Return the profile that an engine was built for, or None if unknown; all default profiles count as equal."""
+    """Return the buckets of an engine in the form of `profile`; None if the sidecar does not record them.
+
+    The default buckets of every graph are returned as those of the rollout.
+    """
     built = None if sidecar.parts is None else sidecar.parts.get("profile")
-    # By default the step has a profile for two streams that other graphs lack: renewal steps two states in one call,
-    # but forecasts one stream per call.
+    # By default only the step graph has a bucket for batch size 2, because renewal steps two states in one call.
+    # Forecasts run one stream per call.
     return profile(default_buckets("rollout")) if built == profile(default_buckets(sidecar.graph)) else built

@@ -1,6 +1,6 @@
-"""Build of one graph into a TensorRT plan; contains every call of the builder of TensorRT 10, 11 and TensorRT-RTX.
+"""Build of one graph into a TensorRT plan; contains every call to the builder of TensorRT 10, 11 and TensorRT-RTX.
 
-A *bucket* is the fewest, usual and most streams for which an engine has one optimization profile.
+A *bucket* is the batch sizes of one optimization profile of an engine: fewest, usual and most streams.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ from e3d_deploy.tensorrt_library import make_logger
 BATCH = "batch"
 """Name of the only axis of a graph that may be dynamic."""
 ONE_STREAM, TWO_STREAMS = (1, 1, 1), (2, 2, 2)
-"""Buckets of exactly one and two streams."""
+"""Bucket of exactly one stream, and bucket of exactly two streams."""
 ADVICE = (
-    ("Turing", "leave 7.5 out of --compute-capability: TensorRT-RTX has no float32 products for it"),
-    ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; leave others out of --compute-capability"),
+    ("Turing", "remove 7.5 from --compute-capability: TensorRT-RTX has no float32 products for it"),
+    ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; remove others from --compute-capability"),
     ("workspace limit", "raise --workspace-mb"),
-    ("libnvinfer_lean", "install tensorrt-lean, or leave --version-compatible out"),
+    ("libnvinfer_lean", "install tensorrt-lean, or omit --version-compatible"),
     ("CUDA driver version", "this needs an NVIDIA GPU and its driver"),
 )
 """Words in messages of the builder, each with advice to the user."""
@@ -89,11 +89,11 @@ def build_plan(
 
 
 def default_buckets(graph: str) -> tuple[tuple[int, int, int], ...]:
-    """Return the default buckets of a graph whose batch is dynamic.
+    """Return the default buckets of a graph whose batch size is dynamic.
 
     Each graph has a bucket of one stream. The step has a bucket of two streams too, because a stream with renewal
-    steps two states in one call. The other graphs do not need it by default: no two streams are forecast in one call,
-    and a second bucket would double the time and space of these larger graphs.
+    steps two states in one call. The other graphs do not need the second bucket, because no two streams are forecast
+    in one call, and it would double the build time and the size of the engines of these larger graphs.
     """
     return (ONE_STREAM, TWO_STREAMS) if graph == "step" else (ONE_STREAM,)
 
@@ -150,7 +150,7 @@ def _member(trt: Any, enum: str, name: str, what: str) -> Any:
 
 
 def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfig, graph: Path, remark: Notify) -> None:
-    """Add an optimization profile for each bucket, if the batch of the graph is dynamic."""
+    """Add an optimization profile for each bucket, if the batch size of the graph is dynamic."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     open_axes = [(one, axis) for one in inputs for axis, size in enumerate(one.shape) if size == -1]
     for one, axis in open_axes:
@@ -176,7 +176,7 @@ def _load_timing(settings: Any, file: Path, remark: Notify) -> None:
         cache = settings.create_timing_cache(content)
         if cache is not None and settings.set_timing_cache(cache, False):
             return
-        remark(f"{file}: belongs to another GPU or version of TensorRT, and is replaced")
+        remark(f"{file}: belongs to a different GPU or version of TensorRT, and is replaced")
 
 
 def _save_timing(settings: Any, file: Path, remark: Notify) -> None:

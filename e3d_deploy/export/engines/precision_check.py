@@ -35,8 +35,8 @@ def check_precision(trt: Any, plan: bytes, graph: bytes, requested: str) -> Prec
     """Check that a plan computes in the precision that was requested.
 
     Returns:
-        The requested precision, the precision found and the counts behind it. TF32 is only a permission, which a graph
-        does not show; if no product is seen to use it, the precision found is "tf32 allowed".
+        The requested precision, the precision found, and the counts on which it is based. TF32 is only a permission,
+        which a graph does not show; if no product is seen to use TF32, the precision found is "tf32 allowed".
 
     Raises:
         EngineError: the plan does not compute in the requested precision.
@@ -54,7 +54,7 @@ def confirmed_precision(requested: str, layers: Mapping[str, int], by: str = "gr
 
     Args:
         layers: number of products by precision.
-        by: origin of the counts, for the error.
+        by: origin of the counts, `inspector` or `graph`, for the error.
 
     Raises:
         EngineError: `requested` is unknown, too few products have it, or a product has a narrower precision.
@@ -75,9 +75,9 @@ def confirmed_precision(requested: str, layers: Mapping[str, int], by: str = "gr
 
 
 def inspected(trt: Any, plan: bytes) -> Counter[str] | None:
-    """Count the products of an engine by precision; return None if no GPU can load it or it lists no types.
+    """Count the products of an engine by precision; return None if no GPU can load it, or if it lists no types.
 
-    The plan must come from a build of this process: it is native code, and loading it runs it.
+    The plan must come from a build of this process, because a plan is native code, and loading it runs that code.
     """
     logger = make_logger(trt)
     runtime = trt.Runtime(logger)
@@ -150,7 +150,7 @@ def in_graph(content: bytes) -> Counter[str]:
     dequantised = {name for name, node in makers.items() if node.op_type == "DequantizeLinear"}
 
     def precision(inputs: Sequence[str]) -> str:
-        """Return the wider precision of two factors; a dequantised factor has the type it had before."""
+        """Return the wider precision of two factors; a dequantised factor has the type that it was quantised to."""
         factors = [makers[name].input[0] if name in dequantised else name for name in inputs[:2]]
         return max((names.get(types.get(name, 0), "unknown") for name in factors), key=lambda one: WIDTH.get(one, 64))
 

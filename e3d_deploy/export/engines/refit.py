@@ -1,4 +1,4 @@
-"""Refit of engines: reuse of the engines of one bundle for another with other weights, without a new build."""
+"""Refit of engines: reuse of the engines of one bundle for a bundle with different weights, without a new build."""
 
 import hashlib
 from dataclasses import replace
@@ -22,20 +22,21 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, EngineSidecar]:
-    """Refit the engines of another bundle with the weights of `bundle`, and install them there.
+    """Refit the engines of the bundle `source` with the weights of `bundle`, and install them in `bundle`.
 
     Every replaceable weight of an engine is replaced, or the refit is refused. The refitted engines have to be
-    verified on the GPU, as after a build.
+    verified on the GPU, like engines after a build.
 
     Args:
-        source: bundle with refittable engines, whose graphs differ from those of `bundle` in weights only.
+        source: bundle with refittable engines. Its graphs may differ from those of `bundle` only in weights.
 
     Returns:
         The sidecar of each graph; its `refitted_from` is the hash of the plan of `source`.
 
     Raises:
         BackendUnavailable: the library is not installed, or no GPU here can load an engine.
-        BundleError: a plan of `source` must not be loaded, or `bundle` was exported again meanwhile.
+        BundleError: a plan of `source` does not have its recorded hash, or was built for a different version or GPU.
+            `bundle` was exported again during the refit.
         EngineError: `source` has no engines or they are not refittable, the graphs differ in more than weights, a
             weight is missing, or the refit fails.
     """
@@ -51,7 +52,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
             sidecar = source.manifest.engines[f"{name}.{target}"]
             if not sidecar.options.refittable:
                 raise EngineError(
-                    f"{source.path}: its engine {name}.{target} was built without --refit; build it again with it"
+                    f"{source.path}: its engine {name}.{target} was built without --refit; build it again with --refit"
                 )
             if found := difference(source.onnx(name, target), bundle.onnx(name, target)):
                 raise EngineError(
@@ -141,7 +142,7 @@ def _nodes(graph: GraphProto) -> dict[str, object]:
 
 
 def _constants(graph: GraphProto) -> dict[str, object]:
-    """Return the constants of a graph that cannot be refitted: shapes, axes and indices."""
+    """Return the constants of a graph that a refit cannot change: shapes, axes and indices."""
     return {
         tensor.name: numpy_helper.to_array(tensor).tobytes()
         for tensor in graph.initializer

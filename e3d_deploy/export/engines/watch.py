@@ -1,4 +1,4 @@
-"""A TensorRT build in a thread of its own: progress, and cancellation with Ctrl-C."""
+"""A TensorRT build in a separate thread: progress, and cancellation with Ctrl-C."""
 
 import threading
 import time
@@ -18,8 +18,8 @@ def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
     """Run `work` in a thread that Ctrl-C does not interrupt; cancel it through its monitor on Ctrl-C.
 
     The builder checks its monitor only between steps, and a step may take half a minute. A builder that does not stop
-    within `PATIENCE_S` continues in its thread, and its result is discarded. So `work` must hold references to all
-    objects that the builder reads.
+    within `PATIENCE_S` continues in its thread, and its result is discarded. `work` must therefore hold references to
+    all objects that the builder reads.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.

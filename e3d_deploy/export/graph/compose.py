@@ -20,8 +20,8 @@ ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> ModelProto:
     """Return the graph of one step: it takes a frame and the states, and returns the prediction and the next states.
 
-    The graph adds a ring of past cells to each layer. Its entries are read in the order of their slots, a bias on the
-    scores hides empty slots, and the new entry replaces the oldest one.
+    The graph adds a ring of past cells to each layer. The entries of a ring are read in the order of their slots, a
+    bias on the scores hides empty slots, and the new entry replaces the oldest one.
 
     Args:
         core: `step.Step` in standard operators, from `variants.expand`.
@@ -42,8 +42,8 @@ def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> Mode
 def rollout_graph(core: GraphProto, config: ModelConfig, batch: int | None, *, horizon: int) -> ModelProto:
     """Return the graph of a rollout: it takes the outputs of the step graph, and returns the forecast and the states.
 
-    The first frame of the forecast is the prediction of the step graph. Each of the `horizon` − 1 steps reads the
-    previous frame of the forecast; the states returned are those after the last step.
+    The first frame of the forecast is the prediction of the step graph. Each of the `horizon` − 1 steps of this graph
+    reads the previous frame of the forecast. The returned states are the states after the last step.
     """
     graph = _Graph(core, batch)
     states = contract.states(config, graph.batch)
@@ -71,7 +71,7 @@ def _ring_step(
     empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
     hidden_by = graph.op("Where", empty, graph.constant(np.float32(contract.EMPTY_BIAS)), graph.constant(np.float32(0)))
     spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
-    # Axes of size 1: one for the queries and, if the core has an axis for heads, one for them.
+    # Axes of size 1: one for the queries and, if the core has an axis for heads, one for the heads.
     ones = next([1] * (len(one.type.tensor_type.shape.dim) - 2) for one in core.input if one.name == KEY_BIAS)
     bindings = {contract.FRAME: frame, KEY_BIAS: graph.op("Reshape", spread, graph.integers(0, *ones, K * Q))}
     bindings |= {name: value for name, value in state.items() if not name.startswith(("history", "written"))}
@@ -97,8 +97,8 @@ def clip_graph(
     """Return the graph of a clip: it takes the context, and returns the forecast and the states after the last step.
 
     The steps are unrolled: the first `context_length` steps read the context, each later step the previous prediction.
-    The history of a step has exactly as many entries as were written, at most K. So there are no empty slots to hide,
-    and entries are copied into rings only after the last step.
+    The history of a step has exactly as many entries as were written, at most K. There are therefore no empty slots to
+    hide, and entries are copied into rings only after the last step.
     """
     graph = _Graph(core, batch)
     layers = range(len(config.hidden))
@@ -166,7 +166,7 @@ class _Graph:
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.count = 0
         self.counted: str | None = None
-        # Nodes that depend on weights only are added once here; `inline` adds the others for each step.
+        # Nodes that depend only on weights are added once, here; `inline` adds all other nodes once per step.
         self.fixed = {initializer.name for initializer in core.initializer}
         self.moving = []
         for node in core.node:
@@ -220,8 +220,8 @@ class _Graph:
         """Add the nodes of a core that depend on its inputs; return the name of each of its outputs in this graph.
 
         Args:
-            bindings: names of the values that replace the inputs of the core. An input may be left out if it is a
-                bias that hides nothing; the Add node that reads it is then left out too.
+            bindings: names of the values that replace the inputs of the core. An input may be omitted if it is a bias
+                that hides nothing; the Add node that reads the bias is then omitted too.
             prefix: text before the name of each node and value that is added.
         """
         inputs = {value.name for value in core.input}
@@ -229,7 +229,7 @@ class _Graph:
         for node in self.moving:
             unbound = [name for name in node.input if name in inputs and name not in names]
             if unbound:
-                assert node.op_type == "Add", f"{unbound[0]}: only an input of an Add may be left out"
+                assert node.op_type == "Add", f"{unbound[0]}: only an input of an Add may be omitted"
                 (other,) = (name for name in node.input if name not in unbound)
                 names[node.output[0]] = names[other]
                 continue
@@ -243,7 +243,11 @@ class _Graph:
         return {value.name: names[value.name] for value in core.output}
 
     def give(self, values: Mapping[str, str]) -> None:
-        """Return values from the graph, under the names of its outputs."""
+        """Make values outputs of the graph.
+
+        Args:
+            values: name of each value, by the name of the output.
+        """
         for name, value in values.items():
             self.op("Identity", value, output=name)
 

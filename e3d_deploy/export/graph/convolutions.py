@@ -13,13 +13,13 @@ WINOGRAD = "/winograd/"
 """Text that only the names of values of Winograd convolutions contain."""
 MAX_SIDE = 32
 """Maximum side of a grid for Winograd convolutions (patches). Their transforms multiply by matrices as long as a side,
-so the cost per patch grows with the side; it was measured at a side of 16 only."""
+so the cost per patch grows with the side. Winograd convolutions were measured only at a side of 16."""
 
 
 def convolution_3d(at: Expansion) -> None:
     """Write one 3D convolution over the window.
 
-    OpenSTL's convolution has one result for both frames, which is resized to the grid and repeated.
+    OpenSTL's convolution has one result for both frames of the window. The result is resized to the grid and repeated.
     """
     around, stride, repeated = at.attributes["padding"], at.attributes["stride"], bool(at.attributes["repeated"])
     after = 0 if repeated else 1
@@ -38,7 +38,7 @@ def convolution_3d(at: Expansion) -> None:
 def convolutions_2d(at: Expansion) -> None:
     """Write one 2D convolution for each frame of the window, as `step.FlatConvolution` computes them.
 
-    OpenSTL's convolution becomes a single one, as in `step.FlatOpenSTLConvolution`.
+    OpenSTL's convolution becomes one 2D convolution, as in `step.FlatOpenSTLConvolution`.
     """
     window, weight, *bias = at.inputs
     M, N, _, *kernel = at.weight
@@ -95,7 +95,7 @@ def winograd_grouped(at: Expansion) -> None:
 def winograd_products(at: Expansion) -> None:
     """Write a Winograd convolution as matrix products, or `convolution_3d` if Winograd does not suit it.
 
-    There is one batched product for each of the two slices of the kernels; its batch is the points of the tiles.
+    One MatMul multiplies by each of the two slices of the kernels, with one matrix product for each point of the tiles.
     """
     if not _suits_winograd(at):
         convolution_3d(at)
@@ -110,7 +110,7 @@ def winograd_products(at: Expansion) -> None:
     to_tiles = at.constant(_both_axes(winograd.matrices()[2]), "winograd/output")
 
     def tiles_of(frames: str, count: int, kernel: int) -> str:
-        """Multiply `count` frames by one slice of the kernels; return the products, transformed to tiles of outputs."""
+        """Multiply `count` frames by one slice of the kernels, and transform the products to tiles of outputs."""
         factor = at.once("Gather", [kernels, at.integer(kernel)], f"{weight}/winograd/kernel_{kernel}", axis=0)
         rows = at.once("Reshape", [frames, at.integers(points, -1, N)], f"{frames}/rows")
         flat = at.add(

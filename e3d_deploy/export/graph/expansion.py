@@ -26,14 +26,14 @@ class Expansion:
         self.constants = {one.name for one in graph.initializer}
 
     def add(self, kind: str, inputs: Sequence[str], label: str | None = None, **attributes: Any) -> str:
-        """Add a node and return the name of its output; without `label` it is the output of the whole operation."""
+        """Add a node and return the name of its output; without `label`, it is the node with the final result."""
         output = f"{self.output}/{label}" if label else self.output
         name = f"{self.layer}/node_{kind}_{output.replace('/', '_')}"
         self.graph.node.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
         return output
 
     def once(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node unless the graph has its output already, from another operation; return the output's name."""
+        """Add a node, unless an earlier operation has added a node with this output; return the name of the output."""
         if all(output not in node.output for node in self.graph.node):
             name = f"{self.layer}/node_{kind}_{output}"
             self.graph.node.append(helper.make_node(kind, inputs, [output], name=name, **attributes))

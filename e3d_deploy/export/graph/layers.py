@@ -49,8 +49,8 @@ def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
     The module of a node is known from the name of the node or of a weight that it reads.
 
     Returns:
-        The path of the module in the model, or None if no module is known within `FAR` nodes; and the distance to it
-        (nodes).
+        The path of the module in the model, or None if no module is known within `FAR` nodes; and the distance from
+        the node to the nearest node of the module (nodes).
     """
     weights = {tensor.name for tensor in graph.initializer}
     neighbours = defaultdict(list)  # nodes by the values that they read or write

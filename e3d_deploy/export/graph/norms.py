@@ -6,7 +6,7 @@ from e3d_deploy.export.graph.expansion import Expansion
 
 
 def split_norm(at: Expansion) -> None:
-    """Write a norm whose means are taken over window and grid first, then over channels."""
+    """Write a norm with means over window and grid first, then over channels; see `step.PlainNorm`."""
     x, weight, bias = at.inputs
     eps = at.attributes["epsilon"]
 
@@ -16,8 +16,8 @@ def split_norm(at: Expansion) -> None:
 
     centred = at.add("Sub", [x, mean(x, "mean")], "centred")
     variance = mean(at.add("Mul", [centred, centred], "squares"), "variance")
-    # √(variance + ε) with √ε factored out. An optimizer may replace x + 1e-12 with x, which would divide by 0 at the
-    # first step, where the variance is 0. test_first_step_of_zero_states checks this.
+    # √(variance + ε) with √ε factored out. A graph optimizer may replace x + 1e-12 with x, and the first step, where
+    # the variance is 0, would then divide by 0. test_first_step_of_zero_states checks this.
     share = at.add("Add", [at.add("Div", [variance, at.number(eps)], "in_epsilon"), at.number(1.0)], "above")
     deviation = at.add("Mul", [at.add("Sqrt", [share], "root"), at.number(eps**0.5)], "deviation")
     scale = at.add("Div", [_per_channel(at, weight), deviation], "scale")

@@ -1,6 +1,6 @@
-"""Modules that PyTorch exports as one node: the operations that each engine runs best in its own form.
+"""Modules that PyTorch exports as one node each, for operations that every library runs fastest in a different form.
 
-The nodes belong to the domain `e3d_deploy`, which no engine supports; `variants.expand` replaces them with standard
+The nodes belong to the domain `e3d_deploy`, which no library supports; `variants.expand` replaces them with standard
 nodes.
 """
 

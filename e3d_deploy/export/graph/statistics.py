@@ -52,7 +52,7 @@ class Statistics:
     intermediate_bytes: int
     """Bytes written and read between nodes."""
     unknown: tuple[str, ...]
-    """Names of the nodes that are not counted, because shape inference cannot find their shapes."""
+    """Names of the nodes whose FLOP and bytes are not counted, because shape inference cannot find their shapes."""
 
     @property
     def bytes_moved(self) -> int:
@@ -67,7 +67,7 @@ class NodeCost:
     name: str
     kind: str
     outputs: tuple[str, ...]
-    """Names of the outputs; engines use them as names of nodes too."""
+    """Names of the outputs; some libraries name a node after its output."""
     flop: int
     bytes_moved: int
 

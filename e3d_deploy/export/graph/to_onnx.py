@@ -19,7 +19,7 @@ from e3d_deploy.step import Step, example
 REGISTRATION = "torch.onnx._internal.exporter._registration"
 """Logger that warns about the missing torchvision, which the export does not need."""
 FOLDING = "onnxscript.optimizer._constant_folding"
-"""Logger that warns about each operator with several outputs, which constant folding leaves unchanged."""
+"""Logger that warns about each operator with several outputs, because constant folding does not change it."""
 
 
 def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> GraphProto:
@@ -59,7 +59,7 @@ def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> Grap
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix("model.")
     for node in graph.node:
-        if node.domain == DOMAIN or node.op_type in PRODUCTS:  # `types.products` names them by their layers
+        if node.domain == DOMAIN or node.op_type in PRODUCTS:  # `types.products` reads the layer from the name
             node.name = f"{_module(node)}/{node.name}"
         # The metadata give the Python source of the node and take ten times the space of the node itself.
         node.ClearField("metadata_props")
@@ -78,5 +78,5 @@ def _module(node: NodeProto) -> str:
 def _ignore() -> None:
     """Ignore the exporter's deprecation warnings about its own code, and a warning about a repeated axis name."""
     warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
-    # All inputs share one name for the batch axis, and the exporter uses it once.
+    # All inputs share one name for the batch axis, and the exporter warns at each further use of the name.
     warnings.filterwarnings("ignore", "# The axis name: batch will not be used")

@@ -1,7 +1,7 @@
-"""Variants of the exported step, each in the standard operators that one engine runs fastest.
+"""Variants of the exported step, each in the standard operators that one library runs fastest.
 
-A variant selects the operators for each operation of the domain `e3d_deploy`. All variants compute the same, which
-tests check against PyTorch; docs/graphs.md reports the gains.
+A variant selects the operators for each operation of the domain `e3d_deploy`. All variants compute the same result;
+tests compare it with PyTorch. docs/graphs.md reports the gains.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,10 +34,10 @@ class Variant:
     no kernels for padding on one side. `3d` writes one 3D convolution.
 
     The Winograd forms compute 5×5 kernels by minimal filtering, F(4×4, 5×5), with 6.25 times fewer products.
-    `winograd-grouped` writes one convolution with a group for each of the 64 points, which suits ONNX Runtime, and
-    falls back to `2d`. `winograd-products` writes matrix products, which suit OpenVINO, and falls back to `3d`. The
-    fallback is used for grids that 4×4 tiles do not cover or with a side above `MAX_SIDE`, for other kernel sizes
-    and for OpenSTL's convolutions."""
+    `winograd-grouped` writes one convolution with a group for each of the 64 points, which suits ONNX Runtime; its
+    fallback is `2d`. `winograd-products` writes matrix products, which suit OpenVINO; its fallback is `3d`. The
+    fallback is used for each of these: grids that 4×4 tiles do not cover, grids with a side above `MAX_SIDE`, kernel
+    sizes other than 5×5, and OpenSTL's convolutions."""
     norms: Literal["split", "whole"]
     """Operators of the norms. `split` takes means over window and grid first, then over channels, which keeps a digit
     that ONNX Runtime's own norms lose (see `step.PlainNorm`). `whole` uses the norms of ONNX."""

@@ -17,7 +17,7 @@ TILE, KERNEL = 4, 5
 """Number of outputs of a tile, and of taps of the filter, along one axis."""
 POINTS = TILE + KERNEL - 1
 FINITE = [Fraction(point) for point in ("0", "1", "-1", "2", "-2", "1/2", "-1/2")]
-"""Interpolation points except the last one, which is at infinity."""
+"""Interpolation points without the last one, the point at infinity."""
 
 Matrix = NDArray[np.float64]
 

@@ -35,7 +35,8 @@ class Fit:
     bytes: int
     """Size of the step graph with its weights (bytes)."""
     step_ms: float | None
-    """Time of a step on ONNX Runtime on this machine (ms); None if not measured or if it does not run the policy."""
+    """Time of a step on ONNX Runtime on this machine (ms); None before it is measured by `Chooser.timed`, and None if
+    ONNX Runtime does not run the policy."""
 
     @property
     def fits(self) -> bool:
@@ -70,7 +71,7 @@ class Chooser:
 
         If the policy exceeds the budget, the drift of each layer is measured with all other layers in float32. Then
         the layers with the largest drift are excluded, as few of them as the budget needs. At least `MIN_SHARE` of all
-        products stay in the low type. If the policy exceeds the budget even then, the result does not fit.
+        products stay in the low type. If the policy exceeds the budget even then, `fits` of the result is False.
 
         Raises:
             ConfigError: `exclude` leaves less than `MIN_SHARE` of all products in the low type.
@@ -97,7 +98,7 @@ class Chooser:
         while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
             left -= every[order[most]]
             most += 1
-        low, high = 0, most  # the smallest count that fits is in (low, high], if there is one
+        low, high = 0, most  # the smallest count that fits is in (low, high], if any count fits
         best = self._measure(policy, budget, excluded + order[:most])
         while best.fits and high - low > 1:
             middle = (low + high) // 2
@@ -127,8 +128,8 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     """Return the first policy of `budgets` that stays within its budget, and all policies that were tried.
 
     Args:
-        budgets: budgets by policy, in the order in which policies are tried.
-        exclude: layers that stay in float32 in any case.
+        budgets: budget of each policy, in the order in which the policies are tried.
+        exclude: layers that stay in float32 whatever their drift is.
 
     Raises:
         QualityError: no policy stays within its budget; the message names the policy that comes nearest.

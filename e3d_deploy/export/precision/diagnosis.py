@@ -1,7 +1,7 @@
 """Diagnosis of drift: the first inaccurate values of a step, their cause and a remedy.
 
 The step graph and the float32 step graph run from the same state. Values of the same name are compared in the order in
-which they are computed, as many at once as memory allows.
+which they are computed. As many values as memory allows are compared at once.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,13 +25,13 @@ from e3d_deploy.runtime.backends.protocol import State
 from e3d_deploy.runtime.backends.rollout import rollout
 
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
-"""Kind of operation that makes a value inaccurate; `state` if small errors add up over the steps."""
+"""Cause of an inaccurate value: a kind of operation, or `state` if small errors add up over the steps."""
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
-"""Largest error of a value that the rounding of one step explains: the root mean square of the error over that of the
-value. Each limit is about four times the largest error measured with the former demo model, which was in a value after
-the softmax for all policies but tf32."""
+"""Largest error of a value that the rounding of one step explains. An error is the root mean square of the difference
+from float32, divided by the root mean square of the value in float32. Each limit is about four times the largest error
+measured with the 2×40 model. For all policies but tf32, this was the error of a value after the softmax."""
 MORE_EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
-"""More exact policy that is advised for each policy."""
+"""More exact policy that is recommended in place of each policy."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
 """Operators of a norm that is written out."""
 MAX_BYTES = 64_000_000
@@ -51,7 +51,7 @@ class Finding:
     step: int
     """Step of the rollout on the reference clip, counted from 1."""
     error: float
-    """Root mean square error over the root mean square of the value in float32; infinite if it is not finite."""
+    """Root mean square error divided by the root mean square of the value in float32; infinity in place of NaN."""
     largest: float
     """Largest magnitude of the value in float32."""
     advice: str
@@ -74,20 +74,20 @@ def explain(
 
     Args:
         backend: backend whose step graph is examined; None for the shared graph.
-        native: run the graph as it is on ONNX Runtime instead of emulating its types. The results differ if ONNX
-            Runtime lacks a type.
+        native: run the unchanged graph on ONNX Runtime, instead of emulating its types. The results of the two differ
+            if ONNX Runtime lacks a type.
         most_bytes: maximum memory for the values that are compared at once.
 
     Returns:
-        At most `MAX_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, one
-        finding with the cause `state`: small errors add up over the steps. An empty list if the graph agrees with the
-        float32 step graph, or if its small errors are those of fp32.
+        At most `MAX_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, the
+        list has one finding with the cause `state`, because small errors add up over the steps. The list is empty if
+        the graph agrees with the float32 step graph, or if the policy is fp32 and no value is inaccurate.
     """
     policy = bundle.precision
     file, plain = bundle.entry("step", backend).file, bundle.entry("step").file
     exact = FLOAT32_STEP if FLOAT32_STEP in bundle.manifest.files else plain
     graph = with_weights(bundle, file)
-    float32 = graph if file == exact else with_weights(bundle, exact)  # its values have the same names as in `graph`
+    float32 = graph if file == exact else with_weights(bundle, exact)  # values have the same names in both graphs
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     # A float32 graph is compared with itself, computed without the optimizations of ONNX Runtime.
     theirs = _Watched(float32, bundle, threads, optimise=float32 is not graph)
@@ -131,10 +131,10 @@ class _Watched:
 
 
 def _worst_step(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDArray[np.float32], State]:
-    """Return the first step with results that are not finite, or else the step with the largest difference.
+    """Return the first step with results that are not finite; if there is none, the step with the largest difference.
 
     Returns:
-        The number of the step, counted from 1, or None if no step differs; and the frame and state that it reads.
+        The number of the step, counted from 1, or None if no step differs; and the frame and state that the step reads.
     """
     clip = np.repeat(bundle.reference()["frames"][None], bundle.batch, axis=0)  # [B, T, C, H, W]
     context, T = clip[:, : bundle.context_length], clip.shape[1]
@@ -184,7 +184,7 @@ def _chunks(float32: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator
 
 
 class _Comparison:
-    """Errors of the values of a graph against the float32 graph; the values themselves are not kept."""
+    """Errors of the values of a graph compared with the float32 graph; the values themselves are not stored."""
 
     def __init__(self, float32: GraphProto, scales: Mapping[str, float], policy: str) -> None:
         self.policy, self.scales, self.limit = policy, scales, LIMITS[policy]
@@ -194,15 +194,15 @@ class _Comparison:
         self.largest: dict[str, float] = {}
 
     def add(self, name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-        # Scores of empty slots equal the bias in both graphs (−∞ in bundles of older versions); they are left out of
-        # the size of the value.
+        # Scores of empty slots equal the bias in both graphs (−∞ in bundles of older versions), so they are not counted
+        # in the size of the value.
         differ = found != expected
         finite = np.isfinite(expected) & (expected != np.float32(contract.EMPTY_BIAS))
         difference = np.subtract(found, expected, where=differ, out=np.zeros_like(expected))
         size = float(np.sqrt(np.square(expected[finite], dtype=np.float64).mean())) if finite.any() else 0.0
         maker = self.makers[name]
         if maker.op_type == "ReduceMean":
-            # A mean may cancel to nearly 0, so its error is compared with the size of the values it is taken of.
+            # A mean may cancel to nearly 0, so its error is divided by the size of the values that are averaged.
             size = max(size, self.sizes.get(maker.input[0], 0.0))
         self.sizes[name] = size
         error = float(np.sqrt(np.square(difference, dtype=np.float64).mean())) / (size or 1.0)
@@ -216,7 +216,7 @@ class _Comparison:
         return [self._finding(name, step, self._cause(name)) for name in first]
 
     def summed_up(self, step: int) -> Finding:
-        """Return the finding if no value is inaccurate but errors add up: the product with the largest error."""
+        """Return the finding for small errors that add up over the steps: the product with the largest error."""
         layers = [name for name in self.errors if self.makers[name].op_type in PRODUCTS]
         return self._finding(max(layers, key=lambda name: self.errors[name]), step, "state")
 

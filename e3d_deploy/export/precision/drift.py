@@ -41,7 +41,7 @@ SEED = 5
 
 @dataclass(frozen=True)
 class RealClips:
-    """Clips as long as a rollout: some for calibration, others to measure the drift on."""
+    """Clips as long as a rollout, for calibration and for measuring the drift."""
 
     source: str
     """Origin of the calibration clips."""
@@ -67,10 +67,10 @@ def _described(source: str, clips: Sequence[Clip]) -> dict[str, Any]:
 def real_clips(form: Form, context_length: int, source: Path | None, reference: Clip) -> RealClips:
     """Cut clips into windows as long as the reference clip, for calibration and for measuring the drift.
 
-    Windows are used for calibration and for measuring alternately; the drift is also measured on the reference clip.
+    Every second window is used for calibration; the drift is measured on the other windows and on the reference clip.
     Without a source, the windows come from the package's video and, if it fits the frames, from Moving MNIST. With a
-    source, the drift is also measured on one clip of each of these. A poor choice of calibration clips would not show
-    if the drift were measured on similar clips only.
+    source, the drift is also measured on one clip of each of these two. A poor choice of calibration clips would not
+    show if the drift were measured only on similar clips.
 
     Raises:
         ClipError, ShapeError, ConfigError: `source` cannot be used, its clips are too short, or they have too little
@@ -82,8 +82,8 @@ def real_clips(form: Form, context_length: int, source: Path | None, reference: 
         windows = _windows(form, length, source, Remarks())
         if lacking := why_unfit_to_calibrate(windows[::2], context_length):
             raise ConfigError(
-                f"calibration: {source} {lacking}, or other clips would exceed the ranges learnt from it; give "
-                "clips of what the model is for, or omit --calibration to learn from the clips of the package"
+                f"calibration: {source} {lacking}, so that other clips stay within the ranges; give clips that "
+                "resemble the intended input of the model, or omit --calibration to learn from the clips of the package"
             )
         own, name = _own(form, length)
         measured = f"{source.name}, {name}" if own else source.name
@@ -145,9 +145,9 @@ class Drift:
     def share_of(self, budget: Budget) -> float:
         """Return the share of a budget that the drift uses; 1 is the whole budget.
 
-        The share is infinite if a value that the budget limits is not finite, or if predictions differ by more than
-        the range of a picture, even if the budget limits SSIM only. SSIM is undefined for frames with a side below 7
-        pixels; a loss that is unknown counts only if the budget limits it.
+        The share is infinite in two cases: a measure that the budget limits is NaN or infinite, or predictions differ
+        by more than the range of a picture, whatever the budget limits. SSIM is undefined for frames with a side below
+        7 pixels; an unknown loss counts only if the budget limits it.
         """
         found, allowed = asdict(self), budget.to_dict()
         if not self.difference <= PICTURE_RANGE or np.isnan([found[name] for name in allowed]).any():
@@ -162,7 +162,7 @@ def _share(found: float, allowed: float) -> float:
 
 
 class GraphComparison:
-    """Comparison of graphs with PyTorch's rollouts on the same clips."""
+    """Comparison of graphs with PyTorch's rollouts on the same clips; PyTorch's rollouts run when it is created."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class GraphComparison:
         return self._drift(steps)
 
     def distance(self, graph: ModelProto, policy: str) -> float:
-        """Return the root mean square difference of the predictions for the first clip, by which layers are ranked."""
+        """Return the root mean square difference of the predictions for the first clip; layers are ranked by it."""
         ((_, mine, theirs),) = self._pairs(self._emulated(graph, policy), self.clips[:1])
         return float(np.sqrt(np.square(mine - theirs).mean()))
 

@@ -30,7 +30,7 @@ def calibrate(
     """Measure the ranges of the factors of `products`, and of the result of each convolution before its bias is added.
 
     The float32 step runs over the clips [T, C, H, W] as in a rollout: it reads `context_length` true frames, then its
-    own predictions, and carries its states from step to step. Only the maxima are kept.
+    own predictions, and the states continue from step to step. Only the maxima are stored.
 
     Returns:
         The largest absolute value by the name of the value in the core.
@@ -51,8 +51,8 @@ def check_ranges(core: GraphProto, largest: Mapping[str, float], usual: Mapping[
 
     Args:
         largest: ranges from `calibrate`, on clips of `source`.
-        usual: ranges from `calibrate`, on other clips. A value whose range is 0 on both is always 0, such as a memory
-            that stays zero.
+        usual: ranges from `calibrate`, on clips from a different source. A value whose range is 0 in both is always 0,
+            such as a memory that stays zero.
 
     Raises:
         ConfigError: a range is not finite, or it is 0 and the same range in `usual` is not.

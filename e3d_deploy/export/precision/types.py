@@ -1,4 +1,4 @@
-"""Rewrite of a core so that its products, which are convolutions and matrix products, are computed in a low type.
+"""Rewrite of a core so that its products (convolutions and matrix products) are computed in a low type.
 
 The core is rewritten before graphs are composed from it, so step, rollout and clip have the same types. Inputs and
 outputs stay float32, and so do states, norms, softmax, the biases of convolutions and the convolution that computes
@@ -38,7 +38,7 @@ LARGEST_WEIGHT = {"int8": 64.0, "fp8": 448.0}
 """Largest magnitude of a quantised weight. int8 weights use 7 of 8 bits, as with the option `reduce_range` of ONNX
 Runtime's quantiser: processors without VNNI add two products in 16 bits, and these sums then cannot overflow."""
 RECALL_LAYER = ".recall"
-"""Ending of the names of recall layers, whose matrix products compute scores and values."""
+"""Ending of the names of recall layers, which compute scores and values by matrix products."""
 OPSETS = {"bf16": 22}
 """Opset of the policies that need a later one than `compose.OPSET`; convolutions accept bfloat16 from opset 22 on."""
 
@@ -47,8 +47,8 @@ def products(core: GraphProto) -> dict[str, list[NodeProto]]:
     """Return the convolutions and matrix products that a policy may compute in its low type, by layer name.
 
     All nodes that compute one layer, such as two 2D convolutions with the same weights, are one entry. Products that
-    depend on weights only are left out. The convolution to the frame is left out too; it is the only product whose
-    result reaches an output without further arithmetic.
+    depend only on weights are omitted. The convolution that computes the prediction is omitted too; it is the only
+    product whose result reaches an output without further arithmetic.
     """
     fixed, makers = fixed_values(core), makers_of(core)
     last = {origin for output in core.output for origin in _origins(output.name, makers)}
@@ -131,7 +131,7 @@ class _Rewrite:
             self.add("Add", [result, self.add("Unsqueeze", [bias, axes], f"{bias}/{rank}")], name)
 
     def low(self, value: str, node: NodeProto) -> str:
-        """Return the name of a factor that is cast to the low type or, for int8 and fp8, dequantised from it."""
+        """Return the name of a factor in the low type; int8 and fp8 factors are dequantised."""
         if value in self.fixed:
             return self.quantised_weight(value) if self.policy in LARGEST else self.cast_weight(value)
         if self.policy not in LARGEST:
@@ -203,7 +203,7 @@ class _Rewrite:
         return output
 
     def copy(self, node: NodeProto, inputs: Sequence[str], output: str) -> str:
-        """Add a copy of a node with other inputs, unless its output exists already; return the name of the output."""
+        """Add a copy of a node with different inputs, unless `output` exists already; return `output`."""
         if output not in self.made:
             self.made.add(output)
             self.nodes.append(on(node, inputs, output))

@@ -70,7 +70,7 @@ def test_rtx_builds_every_graph_at_every_precision(precision: str, rtx: Any, sma
     bundle = exported_at(small, tmp_path / "small.e3d", precision=precision)
     build_with_rtx(rtx, bundle, precision)
     if precision == "fp8":
-        with pytest.raises(EngineError, match=r"bfloat16 runs on 8\.0 and later, FP8 on 8\.9; leave others out"):
+        with pytest.raises(EngineError, match=r"bfloat16 runs on 8\.0 and later, FP8 on 8\.9; remove others from"):
             build_plan(rtx, bundle.graph("step"), EngineConfig(compute_capabilities=("8.6",)))
 
 
@@ -111,7 +111,7 @@ def test_rtx_makes_a_profile_of_each_bucket(rtx: Any, small: Path, tmp_path: Pat
 def test_rtx_builds_for_the_given_gpus(rtx: Any, small_bundle: Bundle) -> None:
     graph = small_bundle.graph("step")
     assert build_plan(rtx, graph, EngineConfig(compute_capabilities=("8.6", "8.9", "12.0")))
-    with pytest.raises(EngineError, match=r"node t0/\S+ is a MatMul.*; leave 7\.5 out of --compute-capability"):
+    with pytest.raises(EngineError, match=r"node t0/\S+ is a MatMul.*; remove 7\.5 from --compute-capability"):
         build_plan(rtx, graph, EngineConfig(compute_capabilities=("7.5", "8.6")))
     with pytest.raises(ConfigError, match=r"compute capability 9\.0: TensorRT 1\..* does not support it, only .*SM89"):
         build_plan(rtx, graph, EngineConfig(compute_capabilities=("9.0",)))

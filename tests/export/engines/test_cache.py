@@ -406,7 +406,7 @@ def test_engines_from_the_cache_do_not_get_into_a_newer_bundle(
     without = {name: digest for name, digest in files.items() if "/" not in name}
     rewrite(bundle_path, files=without, engines={})  # as if the bundle was exported again
     before = (bundle_path / "manifest.json").read_bytes()
-    with pytest.raises(BundleError, match="exported again while its engines were built; build them again"):
+    with pytest.raises(BundleError, match="exported again during the build of its engines; build them again"):
         build(opened, "tensorrt-rtx", cache=cache)
     assert (bundle_path / "manifest.json").read_bytes() == before
 
