@@ -38,9 +38,9 @@ from e3d_deploy.training import decay as training_decay
 from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d
 
-STREAM = 1e-6  # relative, of errors; measured 2e-9, with replay on the clip graph
-BATCH = 1e-4  # relative, with other numbers of rows; measured 3.6e-7
-BACKENDS = 1e-4  # relative, ONNX Runtime against PyTorch; measured 4.2e-7
+STREAM = 1e-6  # relative difference of errors; measured 2e-9, with replay on the clip graph
+BATCH = 1e-4  # relative difference between batch sizes; measured 3.6e-7
+BACKENDS = 1e-4  # relative difference between ONNX Runtime and PyTorch; measured 4.2e-7
 
 Frames = np.ndarray[Any, Any]
 
@@ -402,7 +402,7 @@ def trained(run: Path, **options: Any) -> tuple[Path, list[str]]:
 
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make measuring cost more than so short a run, and draw no previews."""
+    """Make measuring take more work than the short run allows, and draw no previews."""
     work = training_decay.WITH_GRADIENTS * RUN.steps * RUN.batch_size * (RUN.clip_length - 1)
     monkeypatch.setattr(training_decay, "SHARE", STEPS_A_WINDOW * training_decay.WINDOWS / work)
     monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
@@ -416,7 +416,7 @@ def test_affordable_ages_begin_with_those_that_a_verdict_needs() -> None:
     assert found(4, *decay_ages(3)) == (3,)
     assert found(23, *decay_ages(3)) == (3, 18)
     assert found(STEPS_A_WINDOW, *decay_ages(3)) == (1, 2, 3, 18)
-    assert found(20, 1, 2, 3, 5) == (1, 2, 3, 5)  # clips that reach no further
+    assert found(20, 1, 2, 3, 5) == (1, 2, 3, 5)  # the clips are too short for larger ages
     assert found(10**6, *decay_ages(3)) == decay_ages(3)
 
 

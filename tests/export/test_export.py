@@ -131,7 +131,7 @@ def test_every_case_passes_verification(case: Bundle) -> None:
 
 
 def test_no_convolution_pads_one_side_only_even_after_onnxruntime_optimizes(case: Bundle, tmp_path: Path) -> None:
-    """ONNX Runtime on CUDA cannot run convolutions that pad one side only."""
+    """ONNX Runtime on CUDA cannot run convolutions with padding on only one side."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -259,7 +259,7 @@ def test_first_step_of_zero_states(
     )
     bundle = Bundle.open(path)
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1)).worst < CLOSE
-    assert "constant folding" not in caplog.text  # nothing is left to fold of a memory that stays zero
+    assert "constant folding" not in caplog.text  # the memory stays zero, and its convolution was folded at export
 
 
 @pytest.mark.parametrize("window_length", [1, 2, 3])

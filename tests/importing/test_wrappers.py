@@ -1,4 +1,4 @@
-"""Finding the network in a file of PyTorch, with wrappers around it and other tensors next to it."""
+"""Finding the network in a PyTorch file that also contains wrappers and tensors of the training."""
 
 from collections.abc import Callable
 from pathlib import Path

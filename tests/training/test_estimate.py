@@ -65,7 +65,7 @@ def test_the_largest_preset_that_ends_within_hours_is_suggested(
     assert found is not None
     assert (found.preset, found.steps) == run
     assert found.arguments == arguments
-    assert found.duration_s <= 1.01 * estimate.LONGEST_S  # the validations of a shorter run are as long
+    assert found.duration_s <= 1.01 * estimate.LONGEST_S  # the validations of a shorter run are not shorter
 
 
 def test_a_suggestion_names_a_suitable_patch_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_a_time_is_the_median_after_the_first_pass_or_that_of_a_single_long_pass
 
 
 def test_a_run_takes_longer_than_its_steps() -> None:
-    """It also takes 20.25 more frames in 50 steps, a validation of 64 clips, and the decay of 32 windows at 7 ages."""
+    """A run also computes 20.25 more frames in 50 steps, a validation of 64 clips, and the decay of 32 windows."""
     config = configs("tiny")[1]
     decay = 32 * sum(age + 9 for age in (1, 2, 3, 5, 10, 12, 60))
     burn_in, validation = 50 * 4 * 20.25, 64 * 19

@@ -1,4 +1,4 @@
-"""Muon, the optimizer with orthogonal steps."""
+"""Muon, the optimizer with orthogonal updates."""
 
 from copy import deepcopy
 from typing import get_args
@@ -40,7 +40,7 @@ def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("semantics", get_args(Semantics))
 def test_each_gate_takes_the_step_of_pytorchs_muon(semantics: Semantics) -> None:
-    """All other weights take steps of AdamW, norms and biases without weight decay."""
+    """All other weights get updates of AdamW; norms and biases have no weight decay."""
     ours, other = network(semantics), network(semantics)
     optimizer = Muon(groups(ours, weight_decay=DECAY), lr=RATE, betas=BETAS)
     matrices: dict[str, list[Tensor]] = {}
@@ -93,7 +93,7 @@ def network(semantics: Semantics) -> E3DLSTM:
 
 
 def descend(model: E3DLSTM, optimizer: Muon, seed: int) -> dict[str, Tensor]:
-    """Take a step; return its gradients, with random ones for weights that the network does not use."""
+    """Take an optimizer step; return the gradients, which are random for weights that the network does not use."""
     torch.manual_seed(seed)
     optimizer.zero_grad()
     model(torch.rand(2, 4, 1, 16, 16), 2).square().sum().backward()

@@ -106,7 +106,7 @@ def test_a_capture_under_bf16_caches_no_cast_of_a_weight(captures: list[Any]) ->
 
 
 def test_a_young_history_is_not_captured(captures: list[Any]) -> None:
-    """Its shape changes with the age, and each capture takes seconds."""
+    """The shape of a young history changes with the age of the state, and each capture takes seconds."""
     learner = Learner(make_model(), TRAIN)
     captured = CapturedPasses(learner.model, TRAIN.horizon)
     frames, truth = make_clip()

@@ -72,7 +72,7 @@ def begun(done: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_resumed_from_its_folder_only(begun: Path) -> None:
-    """It is resumed in another working folder, with the clips, initial weights, fit and parts of its start."""
+    """The working folder is a different one; clips, initial weights, fit and parts are those of the first launch."""
     e3d_train("-o", begun / "run", "--resume", "--steps", 2)
     assert steps_done(begun / "run") == 2
     settings = json.loads((begun / "run/config.json").read_text())

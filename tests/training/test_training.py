@@ -1437,7 +1437,7 @@ print(torch.backends.fp32_precision)
 
 
 def test_cells_are_compiled_only_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validations and previews have other batch sizes, and each size would be compiled."""
+    """Validations and previews have different batch sizes, and each size would be compiled."""
     calls: list[int] = []
 
     def compile_(plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -1532,7 +1532,7 @@ def run_one(run: Path, *more: str) -> Path:
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
-    """Each process gets half of each part of a batch, with its rows of the draws and the same burn-in."""
+    """Each process gets half of each accumulated batch, with the draws of its clips and the same burn-in."""
     steps = ["--steps", "6", "--accumulate", "2", "--burn-in", "9", "--burn-in-steps", "4"]
     done = run_two(tmp_path / "two", *steps)
     assert done.returncode == 0, done.stderr
@@ -1546,7 +1546,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_share_of_the_time(tmp_path: Path) -> None:
-    """Here the share of the steps is the larger one, so a single process has the same share."""
+    """The share of the steps is larger than the share of the time here, so a single process has the same share."""
     options = ["--schedule-by", "time", "--time-limit", "1e6", "--schedule", "cosine", "--steps", "4"]
     done = run_two(tmp_path / "two", *options)
     assert done.returncode == 0, done.stderr

@@ -89,7 +89,7 @@ def build_with_rtx(rtx: Any, bundle: Bundle, precision: str) -> None:
         found = sidecar.precision
         assert (found.requested, found.proved, found.by) == (precision, proved, "graph")
         assert json.loads(plan.with_suffix(".json").read_text()) == sidecar.to_json()
-        # Without a GPU no engine is valid, but only other content is reported as malformed.
+        # Without a GPU no engine is valid, but only content that is not an engine is reported as malformed.
         runtime = rtx.Runtime(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
         malformed = int(rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
         assert not int(runtime.get_engine_validity(plan.read_bytes())[1]) & malformed

@@ -187,7 +187,7 @@ with EngineCache(Path({str(cache.folder)!r})).lock({"a" * 64!r}):
     assert list(cache.folder.iterdir()) == []
     with cache.lock("a" * 64):
         EngineCache(cache.folder)
-        assert lock.exists()  # a lock that is held stays
+        assert lock.exists()  # a lock that is in use is not removed
 
 
 def test_other_files_in_the_cache_folder_stay(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def tensor(name: str, datatype: str) -> dict[str, Any]:
 
 
 def as_11(layer: dict[str, Any]) -> dict[str, Any]:
-    """Return a layer as TensorRT 11 lists it, with format and type apart."""
+    """Return a layer as TensorRT 11 lists it, with format and type in separate fields."""
 
     def split(one: dict[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in one.items() if key != "Format/Datatype"}

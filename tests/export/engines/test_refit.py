@@ -60,7 +60,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 @pytest.fixture
 def bundles(exports: Path, tmp_path: Path, trt: FakeTensorRT) -> tuple[Bundle, Bundle]:
-    """Bundle with refittable engines, and a bundle with other weights and without engines."""
+    """Bundle with refittable engines, and a bundle with different weights and without engines."""
     for name in ("old", "new"):
         shutil.copytree(exports / f"{name}.e3d", tmp_path / f"{name}.e3d")
     build_module.build(Bundle.open(tmp_path / "old.e3d"), "tensorrt", EngineConfig(refittable=True))

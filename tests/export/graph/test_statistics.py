@@ -113,7 +113,7 @@ def flop_by_hand(config: ModelConfig, entries: int, *, slots_times_depth: int = 
     """Return the cost of a step with the given number of history entries, from the paper's equations (FLOP).
 
     A convolution of depth 2 over a window of two frames multiplies 2·2 pairs of a kernel slice and a frame. In one
-    pair the frame is zeros, and our convolutions leave that pair out.
+    pair the frame is zeros, and our convolutions skip that pair.
     """
     (h, w), k, D = config.grid_size, config.kernel_size, config.window_length
     grid, flop = h * w, 0

@@ -1,4 +1,4 @@
-"""Every variant computes the same as PyTorch and has the operators that its engine runs fastest."""
+"""Every variant computes the same result as PyTorch, with the operators that one library runs fastest."""
 
 from pathlib import Path
 from typing import Any

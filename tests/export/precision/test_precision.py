@@ -402,7 +402,7 @@ def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
 
 
 def test_ranges_are_learnt_over_rollouts(paper: Case) -> None:
-    """At the first step hidden states and memory are zero, and so would be ranges learnt from single frames."""
+    """At the first step hidden states and memory are zero, so ranges learnt from single frames would be zero too."""
     first = [clip[:2] for clip in paper.clips]
     single = calibrate(paper.core, paper.config, 1, first, context_length=1, threads=1)
     hidden = next(name for node in paper.core.node if "hidden.0" in node.input for name in node.output)
