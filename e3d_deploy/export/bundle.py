@@ -190,7 +190,7 @@ class Composed:
 
 
 def _clips_of(settings: ExportSettings) -> "RealClips | None":
-    """Return clips for calibration and for measuring the drift; None for fp32 without a budget, which needs no clips."""
+    """Return the clips for calibration and measurements; None for fp32 without a budget, which needs no clips."""
     if settings.precision == "fp32" and settings.budget is None:
         return None
     from e3d_deploy.export.precision.drift import real_clips  # needs ONNX Runtime
