@@ -1,4 +1,4 @@
-"""Comparison of renewals: error and cost of each, measured by streaming clips.
+"""Comparison of renewals by error and cost, measured by streaming clips.
 
 A renewal is the rule by which a stream replaces old states by younger ones; see `runtime/renewal.py`. The age of the
 state that makes the forecast repeats after a number of frames, the cycle of the renewal, so each renewal is measured at

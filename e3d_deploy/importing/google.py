@@ -64,7 +64,7 @@ def _latest(folder: Path) -> Path | None:
     note = folder / "checkpoint"
     if note.is_file():
         named = re.search(r'^model_checkpoint_path: "(.+)"', note.read_text(errors="replace"), re.MULTILINE)
-        # The recorded path may be that of another machine, but the checkpoint is in the folder of the record.
+        # The recorded path may be a path on another machine, but the checkpoint is in the same folder as the record.
         if named and (latest := folder / Path(named[1]).name) in found:
             return latest
     if len(found) > 1:
@@ -73,7 +73,7 @@ def _latest(folder: Path) -> Path | None:
 
 
 def read(prefix: Path, *, ema: bool) -> dict[str, Tensor]:
-    """Read the variables of a checkpoint, without those of the optimizer.
+    """Read the variables of the network in a checkpoint, without the variables of the optimizer.
 
     Args:
         ema: read the moving averages of the variables in place of the variables.

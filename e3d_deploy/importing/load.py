@@ -42,7 +42,8 @@ def import_checkpoint(
     """Import a checkpoint of google/e3d_lstm or OpenSTL, with the evidence for each property of the network.
 
     Args:
-        path: file of OpenSTL; or the prefix (`model.ckpt-80000`), any file or the folder of a TensorFlow checkpoint.
+        path: OpenSTL file. For a TensorFlow checkpoint: its prefix (`model.ckpt-80000`), one of its files, or its
+            folder.
         origin: project that wrote the checkpoint; `auto` detects it from the path.
         memory: for google: kind of memory that the network was trained with. It is needed only if all layers have the
             same size; otherwise the weights show it.
@@ -51,7 +52,7 @@ def import_checkpoint(
         patch_size, channels: patch size and colours; needed only if the frames are neither gray nor RGB.
         image_size: for google: height and width of the frames (pixels); None for 64×64.
         stride: for openstl: stride of the convolutions; None for the stride in the checkpoint, or 1 if it has none.
-        history_length: number of past cell states to recall; None for the default. The originals recall all.
+        history_length: number of past cell states to recall; None for the default. The originals recall all of them.
         context_length, horizon: context length and horizon of training; None for the values in the checkpoint.
         fps: frames per second of the training clips.
         fit: method by which training pictures with a different aspect ratio were brought to the size of a frame; None

@@ -122,7 +122,7 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
             )
         tensors[name] = leaf
     for part in found:
-        if part in odd:  # a prefix without any tensor is ignored, such as that of the shapes that DeepSpeed stores
+        if part in odd:  # prefixes without tensors are ignored; under such prefixes DeepSpeed stores shapes
             raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
     networks = [Network(part, tensors) for part, tensors in found.items()]
     whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]

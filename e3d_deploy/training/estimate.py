@@ -23,7 +23,7 @@ frames."""
 FIRST_FRAMES = 4
 """Number of first frames from which the duration of a long optimizer step is estimated."""
 CLIP_OVER_START = 1.05
-"""Ratio of the mean time per frame of a whole clip to that of its first frames; measured 1.01 to 1.13."""
+"""Ratio of the mean time per frame of a whole clip to the mean time of its first frames; measured 1.01 to 1.13."""
 STEP_OVER_PASS = 1.04
 """Ratio of the time of an optimizer step, with data, optimizer and previews, to the time of its training pass; measured
 1.01 to 1.06 at 64×64."""

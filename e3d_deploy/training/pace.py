@@ -11,10 +11,10 @@ RISE = 0.3
 
 
 class Pace:
-    """Measures the time that a run has used and the share of the run that is done, from 0 to 1.
+    """Time that a run has used, and share of the run that is done, from 0 to 1.
 
-    The time counts from the start of the run, like that of a rented machine. It includes data, compilation, validations
-    and saves.
+    The time counts from the start of the run, like the bill of a rented machine. It includes data, compilation,
+    validations and saves.
 
     If the schedule follows time (`TrainConfig.schedule_by`), the share does not change during the first step after each
     launch, and then grows linearly to 1 at the limit. The first step compiles; if its duration counted, the schedule

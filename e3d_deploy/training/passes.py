@@ -75,7 +75,7 @@ class Pass(nn.Module):
     """Forward pass that takes and returns plain tensors; weights are cast once per call and not once per frame.
 
     Args:
-        dtype: data type in which convolutions multiply; None for that of the weights.
+        dtype: data type in which convolutions multiply; None for the data type of the weights.
     """
 
     def __init__(self, model: E3DLSTM, horizon: int, dtype: torch.dtype | None, *, recompute: bool = False) -> None:

@@ -196,7 +196,7 @@ def train(
             _make_folders(run, machine)
             if trainer.is_global_zero:
                 held.enter_context(locked(run, partial(_refuse_second, run)))
-                _files(run, resume=resume)  # another process may have begun and finished a run meanwhile
+                _files(run, resume=resume)  # another process may have finished a run here
                 _begin(run, machine, None if resume else (settings, command))
             if config.compile:
                 progress("compiling the cells: the first step takes a minute or more")
