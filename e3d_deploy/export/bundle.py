@@ -467,8 +467,8 @@ def write_weights(cores: Sequence[GraphProto], path: Path) -> dict[str, str]:
     """Write the weights of a low type in some cores to a safetensors file; equal bytes are stored once.
 
     Returns:
-        Name of the stored weight for each weight, by name, that is not stored because its bytes equal those of a stored
-        weight; a reshaped copy is such a weight.
+        Names of the weights that are not stored, each with the name of the stored weight that has the same bytes. Such
+        weights are, for example, reshaped copies.
     """
     kinds = {kind: name for name, kind in KINDS.items() if kind != TensorProto.FLOAT}
     initializers = {one.name: one for core in cores for one in core.initializer}

@@ -59,8 +59,8 @@ def size(shapes: Shapes, name: str, axis: int, *, rank: int, source: str) -> int
     """
     if name not in shapes:
         raise CheckpointError(
-            f"{source}: lacks {name} and contains {listed(shapes)}; the tensors belong to a different network, or are "
-            "only some of its tensors"
+            f"{source}: lacks {name} and contains {listed(shapes)}; it contains a different network, or only some of "
+            "the tensors of a network"
         )
     if len(shapes[name]) != rank:
         raise CheckpointError(f"{source}: {name} has the shape {list(shapes[name])}, expected {rank} axes")
@@ -100,8 +100,8 @@ def window_of(
         fps: frames per second of the training clips, which no checkpoint contains.
 
     Raises:
-        ConfigError: the user gave a length or `fps`, but the other length is unknown. `fps` is not finite, or is 0 or
-            less.
+        ConfigError: the user gave a length or `fps`, but the context length or the horizon is still unknown. `fps` is
+            not finite, or is 0 or less.
     """
     if fps is not None and not 0 < fps < inf:
         raise ConfigError(f"fps: got {fps!r}, expected a finite number of frames per second above 0")

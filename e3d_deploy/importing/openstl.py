@@ -187,7 +187,7 @@ def check_layers(config: ModelConfig, settings: Mapping[str, Any], *, source: st
     if (trained := tuple(map(int, value.split(",")))) != config.hidden:
         raise CheckpointError(
             f"{source}: holds layers of {_joined(config.hidden)}, but Lightning stored num_hidden "
-            f"{_joined(trained)}; the tensors belong to a different network, or are only some of its tensors"
+            f"{_joined(trained)}; it contains a different network, or only some of the tensors of a network"
         )
 
 

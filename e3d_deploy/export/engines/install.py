@@ -103,7 +103,7 @@ def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
 
 
 def _streams(sidecar: EngineSidecar) -> str | None:
-    """Return the buckets of an engine in the form of `profile`; None if the sidecar does not record them.
+    """Return the buckets of an engine as text from `profile`; None if the sidecar does not record them.
 
     The default buckets of every graph are returned as those of the rollout.
     """

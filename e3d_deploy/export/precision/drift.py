@@ -162,7 +162,7 @@ def _share(found: float, allowed: float) -> float:
 
 
 class GraphComparison:
-    """Comparison of graphs with PyTorch's rollouts on the same clips; PyTorch's rollouts run when it is created."""
+    """Comparison of graphs with PyTorch's rollouts on the same clips; PyTorch's rollouts run in the constructor."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class GraphComparison:
         return self._drift(steps)
 
     def distance(self, graph: ModelProto, policy: str) -> float:
-        """Return the root mean square difference of the predictions for the first clip; layers are ranked by it."""
+        """Return the root mean square difference of the predictions for the first clip, which ranks layers."""
         ((_, mine, theirs),) = self._pairs(self._emulated(graph, policy), self.clips[:1])
         return float(np.sqrt(np.square(mine - theirs).mean()))
 

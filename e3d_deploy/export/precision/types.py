@@ -131,7 +131,7 @@ class _Rewrite:
             self.add("Add", [result, self.add("Unsqueeze", [bias, axes], f"{bias}/{rank}")], name)
 
     def low(self, value: str, node: NodeProto) -> str:
-        """Return the name of a factor in the low type; int8 and fp8 factors are dequantised."""
+        """Return the name of a factor in the low type or, for int8 and fp8, of the factor dequantised again."""
         if value in self.fixed:
             return self.quantised_weight(value) if self.policy in LARGEST else self.cast_weight(value)
         if self.policy not in LARGEST:
