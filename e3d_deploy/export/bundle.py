@@ -99,7 +99,7 @@ def export(
     Args:
         context_length, horizon: number of frames that the clip graph takes and returns; the rollout graph returns
             `horizon` frames too. None for the lengths in the card of the model, or 10 if the card has none.
-        batch: number of streams in one call of a graph; None for any number.
+        batch: batch size of the graphs; None for any batch size.
         precision: one of `policies.POLICIES`, or `auto` for the cheapest policy that stays within its budget.
         budget: maximum loss of quality; None for the default budget of each policy.
         exclude: layers that stay in float32, by their names in `types.products`. More layers stay in float32 if the

@@ -41,7 +41,7 @@ class ExportSettings:
     horizon: int
     """Number of frames that the clip and rollout graphs return."""
     batch: int | None
-    """Number of streams in one call of a graph; None for any number."""
+    """Batch size of the graphs; None for any batch size."""
     precision: str
     """Precision policy, or `auto`."""
     budget: Budget | None

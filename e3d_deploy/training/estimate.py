@@ -138,7 +138,7 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
         def passes(frames: int, batch: int, history: int) -> float:
             return _typical(lambda: _pass_s(model, config, frames=frames, batch=batch, history=history))
 
-        # An upper bound: a batch takes less time than its clips one by one.
+        # This is an upper bound, because a batch takes less time than its clips one by one.
         estimate = passes(part, 1, half) * config.batch_size
         if config.batch_size > 1 and estimate <= BUDGET_S:
             estimate = passes(part, config.batch_size, half)

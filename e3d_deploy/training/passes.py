@@ -1,7 +1,8 @@
 """Training passes that are captured as CUDA graphs and replayed.
 
 A training step runs thousands of small kernels. Python takes longer to launch them than a fast GPU takes to run them,
-so a batch of 16 clips takes as long as one of 32 (benchmarks/NOTES.md). A captured graph launches all kernels at once.
+so a batch of 16 clips takes as long as a batch of 32 (benchmarks/NOTES.md). A captured graph launches all kernels at
+once.
 """
 
 from collections.abc import Callable, Sequence

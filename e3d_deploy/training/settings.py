@@ -121,8 +121,8 @@ class Command:
     """Working folder and command line options of a run that `SETTINGS` does not contain."""
 
     folder: Path | None = None
-    """Working folder in which the run was begun; None if unknown. Relative names of sources that do not exist in the
-    current folder are looked up there."""
+    """Working folder in which the run was begun; None if an older version began the run. Relative names of sources that
+    do not exist in the current folder are looked up there."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options by name, as JSON values."""
 

@@ -25,7 +25,7 @@ def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> Mode
 
     Args:
         core: `step.Step` in standard operators, from `variants.expand`.
-        batch: number of streams in one call; None for any number.
+        batch: batch size; None for any batch size.
     """
     graph = _Graph(core, batch)
     states = contract.states(config, graph.batch)
@@ -156,7 +156,7 @@ class _Graph:
     """Graph under construction that shares the weights of a core.
 
     Args:
-        batch: number of streams in one call; None for a named axis of any size.
+        batch: batch size; None for a named axis of any size.
     """
 
     def __init__(self, core: GraphProto, batch: int | None) -> None:

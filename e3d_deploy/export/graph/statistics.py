@@ -35,7 +35,7 @@ BYTES = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Cost of one call of a graph; a graph for any number of streams is counted with one stream."""
+    """Cost of one call of a graph; a graph for any batch size is counted with a batch size of 1."""
 
     operators: dict[str, int]
     """Number of nodes by type, most frequent first."""
@@ -153,7 +153,7 @@ def _load(graph: bytes, entry: GraphEntry) -> ModelProto:
             raise BundleError(f"{entry.file}: its {what} differ from the manifest ({odd}); export the model again")
     for value in model.graph.input:
         for side in value.type.tensor_type.shape.dim:
-            if side.dim_param:  # any number of streams
+            if side.dim_param:  # any batch size
                 side.dim_value = 1
     del model.graph.value_info[:]
     try:

@@ -28,7 +28,7 @@ def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> Grap
     `variants.expand` replaces these operations. The initializers are named like the parameters of the model.
 
     Args:
-        batch: number of streams in one call; None for a named axis of any size.
+        batch: batch size; None for a named axis of any size.
         fold: with `google` and `openstl` semantics, whose memory stays zero, replace its convolution with a constant.
 
     Raises:

@@ -138,9 +138,9 @@ class Drift:
     difference: float
     """Largest absolute difference of predictions at any step."""
     dssim: float
-    """SSIM of PyTorch's forecast and the truth, minus SSIM of the graph's forecast and the truth; NaN if unknown."""
+    """SSIM of PyTorch's forecast and the truth, minus SSIM of the graph's forecast and the truth; or NaN."""
     dpsnr: float
-    """Loss of PSNR, defined like the loss of SSIM (dB); NaN if unknown."""
+    """Loss of PSNR, defined like the loss of SSIM (dB). Both are NaN if a side of the frame is below 7 pixels."""
 
     def share_of(self, budget: Budget) -> float:
         """Return the share of a budget that the drift uses; 1 is the whole budget.

@@ -265,7 +265,7 @@ def test_a_timing_cache_grows_and_one_of_another_gpu_is_replaced(tmp_path: Path)
     file.write_bytes(b"foreign")
     plan_of(FakeTensorRT(), config, remark=remarks.append)
     assert file.read_bytes() == b"timed "
-    assert "another GPU or version" in remarks[0]
+    assert "a different GPU or version" in remarks[0]
 
 
 def test_a_timing_cache_that_cannot_be_written_does_not_affect_the_engine(tmp_path: Path) -> None:
