@@ -207,11 +207,7 @@ def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> E
 
 
 def _capability(target: Target, config: EngineConfig) -> str | None:
-    """Return the GPUs that an engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`.
-
-    Returns:
-        None if the GPU of this machine cannot be identified.
-    """
+    """Return the GPUs that an engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if not identifiable."""
     if target == "tensorrt-rtx":
         return ",".join(config.compute_capabilities) or "portable"
     try:
