@@ -1,6 +1,6 @@
-"""Streams as sets of states of different ages, and the step that advances all states of some streams.
+"""A stream as a set of states of different ages, and the step that advances all states of several streams.
 
-The step returns new streams. If it fails, the old streams are unchanged.
+The step returns new streams. If the step fails, the old streams are unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ P = TypeVar("P", bound=Place)
 
 @dataclass(frozen=True, eq=False)
 class Aged:
-    """States of a stream after a number of pictures; immutable, the next picture yields a new object."""
+    """States of a stream after a number of pictures. Immutable: `advance` returns new objects."""
 
     renewal: Renewal
     places: tuple[Place, ...] = ()
@@ -33,7 +33,7 @@ class Aged:
 
 
 class _Row:
-    """State of a stream that a step is to advance, with the picture that the state sees."""
+    """One row of a step: a state of a stream, and the picture that the state sees."""
 
     __slots__ = ("after", "member", "prediction", "seen", "stream")
 
@@ -103,7 +103,7 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
 def aged_stream(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
     """Return a stream whose states have the ages that they reach after `pushed` pictures, without stepping it.
 
-    All tensors but the counters of the rings are zero. The stream serves to measure the time of steps.
+    All tensors except the counters of the rings are zero, so the stream is only good for timing steps.
     """
     aged = (batcher.backend.from_arrays(states.zeros_after(age)) for age in renewal.ages(pushed))
     return Aged(renewal, tuple(Place(batcher.batch(state)) for state in aged), pushed)

@@ -32,7 +32,7 @@ def check_path(name: str, value: Any) -> Path:
     """Return `value`, a text or a path object, as a path.
 
     Raises:
-        ConfigError: `value` is of another type, or contains a character that file names cannot contain.
+        ConfigError: `value` is neither text nor a path object, or contains a character that file names cannot contain.
     """
     try:
         text = os.fspath(value)
@@ -45,7 +45,7 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_ms(name: str, value: Any) -> float | None:
-    """Return `value`, a time in milliseconds, as a float, or None, which sets no limit.
+    """Return `value`, a time in milliseconds, as a float; None, which means no limit, is returned unchanged.
 
     Raises:
         ConfigError: `value` is neither None nor a finite number of 0 or more.

@@ -1,10 +1,11 @@
-"""Assigns streams to rows of batched states and steps them together.
+"""Assigns the states of streams to rows of batches and steps them together.
 
-A batch is a state of the backend with one row per stream. Each member, a stream or a forecast in progress, has a place:
-a row of a batch. If the next step is for exactly the members of one batch, its state is stepped as it is. Otherwise the
-rows of the members are copied into a new state, and the members move to the batch of the result. Members that stay
-behind in a batch with unused rows are moved to batches of one row, so that a stream does not occupy the memory of
-others. Only one thread uses these classes.
+A batch is a backend state with one or more rows. Each row contains one state of a stream or of a forecast in progress.
+That state is a member of the batch; the batch and the row are the member's place. If the next step is for exactly the
+members of one batch, the batch is stepped as it is. Otherwise the rows of the members are copied into a new backend
+state first. After the step, the members move to the batch of the result. Members that remain in a batch with unused
+rows are moved to batches of one row, so that the memory of the unused rows can be reused. Only one thread uses these
+classes.
 """
 
 import logging
@@ -24,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Batch:
-    """State of several streams, and the members that are placed in its rows.
+    """Backend state, and the members in its rows.
 
     Args:
         size: number of rows of the state.
-        rows: number of rows that were stepped for members; the other rows are padding.
+        rows: number of rows that were stepped for members; the remaining rows are padding.
     """
 
     __slots__ = ("members", "rows", "size", "state")
@@ -36,16 +37,19 @@ class Batch:
     def __init__(self, state: State, size: int = 1, rows: int = 1) -> None:
         self.state, self.size, self.rows = state, size, rows
         self.members: dict[Member, int] = {}
-        """Members in the batch, each with its row; a plain `Place` is not recorded."""
+        """Members of the batch, each with its row; a plain `Place` is not recorded."""
 
     @property
     def is_partly_empty(self) -> bool:
-        """True if some rows, but not all, have no member any more."""
+        """True if some rows have a member and some do not; padding is not counted."""
         return 0 < len(set(self.members.values())) < self.rows
 
 
 class Place:
-    """Row of a batch; several places may share a row, such as those of a forecast and its stream."""
+    """Row of a batch, which contains one state.
+
+    Several places may share a row: a forecast begins at the place of its stream's state.
+    """
 
     __slots__ = ("batch", "row")
 
@@ -54,7 +58,7 @@ class Place:
 
 
 class Member(Place):
-    """Place of a stream or a forecast, which its batch records, so that `tidy` can move the member to another batch."""
+    """Place of a state of a stream or a forecast. The batch records it, so that `tidy` can move it to another batch."""
 
     __slots__ = ()
 
@@ -64,10 +68,11 @@ class Member(Place):
 
 
 NOWHERE = Batch(None)
+"""Batch of members that have left their batch and entered no other."""
 
 
 class Runner(Protocol):
-    """Candidate for the next step: a place in a batch, and the picture or frame that the step takes."""
+    """Row of the next step: the place of a state, and the picture or frame that the state sees."""
 
     @property
     def member(self) -> Place: ...
@@ -84,8 +89,8 @@ class Batcher:
     """Steps members in groups of the sizes that the backend supports.
 
     Args:
-        shares: keep the initial state in memory and share it between all new members. Useful for many streams; for a
-            single stream, the state would only take memory.
+        shares: keep the initial state in memory and share it between all new members. This is useful for many streams;
+            for a single stream, False saves the memory of the initial state.
 
     Raises:
         ConfigError: the backend cannot step a single stream.
@@ -102,7 +107,7 @@ class Batcher:
         self.gathered = 0
         """Number of rows copied so far."""
         self.touched: set[Batch] = set()
-        """Batches that members have left since the last `tidy`."""
+        """Batches with rows that members have left, or never moved to, since the last `tidy`."""
         self._buffers: dict[tuple[int, bool], NDArray[Any]] = {}
 
     def batch(self, state: State | None = None) -> Batch:
@@ -132,7 +137,7 @@ class Batcher:
         member.batch = NOWHERE
 
     def alone(self, member: Place) -> State:
-        """Return the state of one member, as a state of one row."""
+        """Return the state of one member as a backend state with one row."""
         if member.batch.size == 1:
             return member.batch.state
         self.gathered += 1
@@ -141,8 +146,8 @@ class Batcher:
     def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
         """Yield groups of runners, each group to be stepped together.
 
-        Runners of the largest batch come first, so that its members stay together. Batches of equal size are ordered by
-        arrival, and runners of one batch by their rows.
+        Runners of the largest batch come first, so that the members of that batch stay together. Batches of equal size
+        are ordered by their first position in `runners`, and runners of one batch by their rows.
         """
         came = {one.member.batch: number for number, one in reversed(list(enumerate(runners)))}
         ready = sorted(runners, key=lambda one: (-one.member.batch.rows, came[one.member.batch], one.member.row))
@@ -155,8 +160,8 @@ class Batcher:
         """Step a group of runners that `split` yielded; the runners stay in their old places.
 
         Returns:
-            The predictions, [B, C, H, W], with B at least the number of runners, as the step may be padded; and the
-            batch after the step, whose row i belongs to runner i. `move` places a member there.
+            The predictions, [B, C, H, W], and the batch after the step. Row i of both belongs to runner i; if the step
+            is padded, B exceeds the number of runners. `move` moves a member to its new row.
         """
         size = step_size(self.backend, len(runners))
         prediction, state = self.backend.step(self._seen(runners, size), self._state(runners, size))
@@ -174,7 +179,8 @@ class Batcher:
 
     def _seen(self, runners: Sequence[Runner], size: int) -> Frame:
         if size == 1 or not isinstance(runners[0].seen, np.ndarray):
-            # One row, or a picture on a GPU, which all runners share: they are the states of one stream.
+            # There is one row, or a picture on a GPU. All runners share that picture, because they are states of one
+            # stream: only a plain stream accepts pictures on a GPU.
             return runners[0].seen
         pictures = all(runner.seen.dtype == np.uint8 for runner in runners)
         buffer = self._buffer(size, pictures)
@@ -206,16 +212,16 @@ class Batcher:
             try:
                 for member in set(batch.members).difference(stepped_next) if batch.is_partly_empty else ():
                     self.move(member, Batch(self.alone(member)))
-            except Exception as error:  # such as a lack of memory; the members stay where they are and lose nothing
+            except Exception as error:  # Memory may run out, for example. The members then stay in this batch, intact.
                 self.touched.discard(batch)
                 with suppress(Exception):  # An error in a log handler must not end the thread of the streams.
                     log.warning(
-                        "streams: memory for %d rows stays in use for %d streams, which could not be copied out (%s)",
+                        "streams: memory for %d rows stays in use for %d states, which could not be copied out (%s)",
                         batch.rows,
                         len(batch.members),
                         str(error),
                     )
                 continue
             self.touched.discard(batch)
-            if batch.is_partly_empty:  # A member that is stepped next may fail and stay, so look at the batch again.
+            if batch.is_partly_empty:  # A member of `stepped_next` stays if its step fails, so check the batch again.
                 self.touched.add(batch)

@@ -43,9 +43,9 @@ class Tried:
 
     backend: str
     step_ms: float | None
-    """Median time per frame, measured in turn with the other candidates (ms); None if it was not timed."""
+    """Median time per frame, measured in turn with the other candidates (ms); None if the candidate was not timed."""
     reason: str
-    """Reason why the backend was chosen or not, without its name."""
+    """Reason why the backend was chosen or rejected; the text does not begin with the backend's name."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Choice:
 
     backend: str
     tried: tuple[Tried, ...]
-    """All candidates: those that agree with the reference, fastest first, then the others."""
+    """All candidates: those that agree with the reference, fastest first, then the rejected ones."""
 
     @property
     def reason(self) -> str:
@@ -67,9 +67,11 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
 
     A candidate is an installed backend that `auto` considers. It must reproduce PyTorch's recorded predictions in the
     first steps of the reference clip. Of these candidates, the one with the least time per frame is chosen; the time is
-    that of a stream with the bundle's default renewal. PyTorch itself, the reference backend, is tried only if no other
-    candidate agrees. The choice is stored in the user's cache folder, for this bundle, renewal, machine, set of
-    libraries and candidates, and number of threads; the next start opens only the chosen backend.
+    that of a stream with the bundle's default renewal. A backend with a `last_resort`, such as PyTorch itself, is tried
+    only if no other candidate agrees.
+
+    The choice is stored in the user's cache folder, and later starts open only the chosen backend. The backends are
+    compared again if the bundle, the renewal, the machine, the libraries, the candidates or `threads` change.
 
     Args:
         threads: number of threads within a step; None leaves the number to the library.
@@ -110,7 +112,7 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend | str:
 def _close(backend: Backend) -> None:
     """Close a backend and ignore its errors.
 
-    A backend that failed may not close cleanly; `auto` must still be able to choose another one.
+    A backend that failed may not close cleanly, and `auto` must still be able to choose another backend.
     """
     with suppress(Exception):
         backend.close()
@@ -130,7 +132,7 @@ def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Ch
     """Choose the fastest backend that agrees with the reference.
 
     Args:
-        opened: receives all backends that agree, opened; the caller closes them.
+        opened: dictionary to which the backends that agree are added, opened; the caller closes them.
     """
     refused: list[Tried] = []
     times: dict[str, float | None] = {}
@@ -201,10 +203,10 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
 
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
-    """Measure the time per frame on each backend, in turn; the frames are those of a stream with the default renewal.
+    """Measure the time per frame of a stream with the default renewal, on all backends in turn.
 
     Returns:
-        By name, the median time (ms), or the reason as text if the backend does not run.
+        The median time of each backend by name (ms); for a backend that does not run, the error as text.
     """
     calls: dict[str, Callable[[], object]] = {}
     broken: dict[str, float | str] = {}
@@ -234,7 +236,8 @@ def _stream_call(bundle: Bundle, backend: Backend) -> Callable[[], object]:
     if bundle.batch != 1:
         return _step_call(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
-    # The stream begins a new state with the last frame before the measurement, so that each call steps all its states.
+    # The stream begins a new state with the last frame before the measurement. From then on, each call steps the
+    # maximum number of states.
     streams = [
         aged_stream(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)
     ]
@@ -274,7 +277,7 @@ def _choice_file(bundle: Bundle, threads: int | None) -> Path | None:
 
 @cache
 def _warn_not_stored(why: str) -> None:
-    """Log why a choice is not stored, once per process."""
+    """Log why a choice is not stored, once per process and reason."""
     log.warning("auto: the choice of a backend cannot be stored (%s), so each start compares the backends again", why)
 
 

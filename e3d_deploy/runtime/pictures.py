@@ -24,11 +24,11 @@ def to_array(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
         gpu: accept a uint8 picture in the memory of a GPU, and leave it there.
 
     Returns:
-        uint8 [1, H, W, C] without copying the picture, or float32 [1, C, H, W] for a float picture.
+        For a uint8 picture, uint8 [1, H, W, C] in the memory of the picture. For a float picture, float32 [1, C, H, W].
 
     Raises:
-        ShapeError: the picture has another size or type, holds values that are masked, not finite or outside [0, 1],
-            or is on a GPU and `gpu` does not allow it.
+        ShapeError: the picture has an unexpected size or type; or contains values that are masked, not finite or
+            outside [0, 1]; or is on a GPU, and `gpu` is False or the picture is not uint8.
         ResourceLimit, MemoryError: there is not enough memory.
     """
     array = picture if type(picture) is np.ndarray else _as_array(picture, gpu=gpu)
@@ -86,7 +86,7 @@ def forecast_array(
 
     Raises:
         ConfigError: `horizon` is not a whole number of 1 or more.
-        ShapeError: `out` has another shape or type, or cannot be written.
+        ShapeError: `out` has a different shape or type, or cannot be written.
         ResourceLimit: there is not enough memory for a new array.
     """
     horizon = check_count("horizon", horizon)
@@ -123,7 +123,7 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if not out.flags.writeable:
         raise ShapeError(f"out: is read-only, {expected}; give a copy")
     if not out.flags.c_contiguous and _overlaps_itself(out):
-        raise ShapeError(f"out: some elements share the same memory, {expected} in each element; give a copy")
+        raise ShapeError(f"out: some elements share the same memory, {expected} element by element; give a copy")
 
 
 def _overlaps_itself(array: NDArray[Any]) -> bool:
@@ -143,7 +143,7 @@ def write_frame(prediction: NDArray[np.float32], place: NDArray[Any]) -> None:
 
 
 def stack(seen: Iterable[NDArray[Any]], config: ModelConfig) -> NDArray[Any]:
-    """Return pictures from `to_array` in one array.
+    """Concatenate arrays that `to_array` returned.
 
     Returns:
         uint8 [n, H, W, C] if all n pictures are uint8, otherwise float32 [n, C, H, W].

@@ -46,13 +46,13 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     """Load the bundle in `path` on a backend.
 
     Args:
-        backend: name of a backend, or a backend object of your own. `auto` is the fastest installed backend that
-            reproduces the recorded outputs of PyTorch on the first frames of the reference clip; `choose` describes
-            the choice, and `e3d doctor --bundle` shows its result and the reasons.
+        backend: name of a backend, or a backend object of your own. `auto` selects the fastest installed backend that
+            reproduces the recorded outputs of PyTorch on the first frames of the reference clip. `choose` describes
+            the rule, and `e3d doctor --bundle` shows the selected backend and the reasons.
         threads: number of threads within a step; None leaves the number to the library.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or too new, or its graphs take more than one stream at once.
+        BundleError: the bundle is damaged, incomplete or too new; or its graphs take more than one stream at once.
         BackendUnavailable: the backend's library is not installed; or, with `auto`, no installed backend agrees with
             the reference clip.
         ConfigError: `path`, `backend` or `threads` is invalid.
@@ -66,7 +66,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if backend == "auto":
-        from e3d_deploy.runtime.choose import choose  # slow: this module looks for all installed libraries
+        from e3d_deploy.runtime.choose import choose  # imported here because a named backend does not need it
 
         backend, _ = choose(bundle, threads=threads)
     elif isinstance(backend, str):
@@ -81,7 +81,8 @@ class Predictor:
         identity: hash that identifies the network; a snapshot can be restored only into the network that made it.
         earlier: identities that older versions gave to snapshots of the same network.
         states: description of a stream's state; None derives the description from `config`.
-        context_length, horizon: numbers of frames that the model was exported for. Streams accept any numbers.
+        context_length, horizon: numbers of context frames and forecast frames that the model was exported for. Streams
+            accept different numbers too.
         card: facts about the model, which decide the default renewal of streams.
         has_clip: True if the backend has a clip graph, which maps `context_length` frames to `horizon` frames.
     """
@@ -136,8 +137,10 @@ class Predictor:
 
         Raises:
             ConfigError: `renewal` is invalid.
-            StreamError: the snapshot belongs to another network or has another renewal, or the predictor was closed.
-            SnapshotError: the states of the snapshot have other names, shapes or types than those of the network.
+            StreamError: the snapshot belongs to another network; or its renewal differs from `renewal`; or the
+                predictor was closed.
+            SnapshotError: the snapshot is damaged; or the names, shapes or types of its states differ from those of the
+                network's states.
             ResourceLimit: the stack of this thread is too small for a step.
         """
         self._check_open()
@@ -157,7 +160,7 @@ class Predictor:
         The reason for the default is logged once.
 
         Raises:
-            ConfigError: `text` names no renewal.
+            ConfigError: `text` is not a renewal.
         """
         if text is not None:
             found = Renewal.parse(text, known_context(self.card, self.context_length))
@@ -170,17 +173,17 @@ class Predictor:
                 )
         if found.context_length > self.states.slots and found.kind != "none":
             self.warn_once(
-                f"streams: the context of training, {found.context_length} frames, is longer than the history of "
+                f"streams: the training context of {found.context_length} frames is longer than the history of "
                 f"{self.states.slots} cell states; older cell states are not recalled"
             )
         return found
 
     def check_horizon(self, horizon: int) -> None:
-        """Log a warning once if a forecast is longer than the forecasts of training."""
+        """Log a warning, at most once, if a forecast is longer than the forecasts in training."""
         window = self.card.window
         if window is not None and horizon > window.horizon:
             self.warn_once(
-                f"forecast: the horizon is longer than the {window.horizon} frames of training; errors may grow quickly"
+                f"forecast: the horizon is longer than the {window.horizon} frames in training; errors may grow quickly"
             )
 
     def warn_once(self, text: str) -> None:
@@ -207,8 +210,8 @@ class Predictor:
 
         Raises:
             ConfigError: an argument is invalid.
-            ResourceLimit: `memory_limit_bytes` is too small for one stream, no thread can be started, or the stack of a
-                new thread is too small for a step.
+            ResourceLimit: `memory_limit_bytes` is too small for one stream; or no thread can be started; or the stack
+                of a new thread is too small for a step.
             StreamError: the predictor was closed.
         """
         from e3d_deploy.runtime.streams.streams import (
@@ -247,28 +250,28 @@ class Predictor:
     def close(self, timeout_ms: float | None = None) -> None:
         """Close all streams and free the backend once the steps in progress have finished.
 
-        A second call does nothing. If a finalizer closes the predictor in the middle of a call of the same thread, the
-        rest of that call raises StreamError.
+        Closing the predictor again does nothing. If a finalizer closes the predictor during a call in the same thread,
+        that call raises StreamError when it next uses the backend.
 
         Args:
-            timeout_ms: maximum time to wait for calls of other threads (ms); None waits without a limit.
+            timeout_ms: maximum time to wait for calls in other threads (ms); None waits without a limit.
 
         Raises:
             ConfigError: `timeout_ms` is not a finite number of 0 or more.
-            StreamError: a call of another thread did not finish in time. The predictor accepts no more calls; call
+            StreamError: a call in another thread did not finish in time. The predictor accepts no more calls; call
                 `close` again to free the backend.
         """
         timeout = Timeout(timeout_ms)
         self.closed = True
         if os.getpid() != self.pid:
-            return  # This process was forked: threads that hold the predictor's locks do not exist here.
+            return  # In a forked process, the threads that hold the predictor's locks do not exist.
         for scheduler in listed(lambda: self._schedulers):
             scheduler.close(timeout.left_ms)
         self._wait(timeout)
         self.backend.close()
 
     def _wait(self, timeout: Timeout) -> None:
-        """Wait for calls of plain streams in other threads, unless this thread is itself inside a step.
+        """Wait for calls to plain streams in other threads, unless this thread is itself inside a step.
 
         Inside a step this thread holds the backend's lock, and the other threads may be waiting for that lock.
         """
@@ -290,10 +293,10 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """Everything that a stream holds after a picture.
+    """Everything that a stream stores between calls.
 
-    A call of the stream replaces its moment as a whole, in one assignment. A call that is interrupted before the
-    assignment leaves the old moment.
+    Each call replaces the whole StreamState in one assignment. A call that is interrupted before the assignment leaves
+    the old StreamState in place.
     """
 
     aged: Aged
@@ -301,16 +304,18 @@ class StreamState:
     frames: tuple[Any, ...] = ()
     """Pictures that the next forecast replays, oldest first; empty unless the renewal is `replay`."""
     clip: NDArray[np.float32] | None = None
-    """Forecast of the clip graph from `frames`, [horizon, C, H, W]; None until a forecast ran the graph."""
+    """Forecast that the clip graph computed from `frames`, [horizon, C, H, W]; None until a forecast runs the graph."""
 
 
 class Stream:
-    """One video that is followed: its state and nothing else.
+    """Stream of one video, opened by `Predictor.stream`; it contains only the state of the video.
 
-    Only one thread may use a stream at a time; `Predictor.streams` opens streams that several threads may share. Each
-    call raises StreamError if the predictor was closed, or if another call of the same stream is in progress, be it in
-    another thread or in this one (a call from a finalizer or a signal handler). After Ctrl-C the stream is in the state
-    after its last good picture.
+    Only one thread may use a stream at a time; `Predictor.streams` opens streams that several threads may share. After
+    Ctrl-C the stream is in the state after its last good picture. Every call raises StreamError
+
+    - if the predictor was closed;
+    - if another call to the same stream is in progress in another thread;
+    - if a finalizer or a signal handler makes the call during another call to the same stream.
     """
 
     def __init__(self, predictor: Predictor, renewal: Renewal) -> None:
@@ -365,8 +370,8 @@ class Stream:
                 memory of the GPU that the backend runs on.
 
         Raises:
-            ShapeError: the picture has another size or type, holds values that are masked, not finite or outside
-                [0, 1], or is in the memory of a GPU that the backend cannot read.
+            ShapeError: the picture has an unexpected size or type; or contains values that are masked, not finite or
+                outside [0, 1]; or is on a GPU from which the backend cannot read it.
             ResourceLimit: there is not enough memory.
             StreamError: the prediction is not finite.
         """
@@ -403,7 +408,7 @@ class Stream:
     ) -> NDArray[np.float32]:
         """Forecast the next frames, float32 [horizon, C, H, W]; the stream itself does not advance.
 
-        Values are not clipped: they may lie slightly outside [0, 1].
+        Values are not clipped, so they may be slightly outside [0, 1].
 
         Args:
             out: array that receives the frames and is returned; after an error it may be partly written. None
@@ -450,9 +455,9 @@ class Stream:
         """Continue from a snapshot; the stream's own state is discarded.
 
         Raises:
-            StreamError: the snapshot belongs to another network, or has another renewal than the stream.
-            SnapshotError: the snapshot is damaged, or its states have other names, shapes or types than those of the
-                network.
+            StreamError: the snapshot belongs to another network, or its renewal differs from the stream's renewal.
+            SnapshotError: the snapshot is damaged; or the names, shapes or types of its states differ from those of the
+                network's states.
         """
         self._exclusively(self._restore, snapshot)
 
@@ -494,7 +499,8 @@ class Stream:
         """Run the clip graph on the pictures of a `replay` stream and return its forecast.
 
         Returns:
-            The forecast, [horizon, C, H, W]; None if there is no clip graph for these numbers of pictures and frames.
+            The forecast, [horizon, C, H, W]; None if there is no clip graph, or if the graph takes a different number
+            of pictures or forecasts a different number of frames.
         """
         predictor, now = self.predictor, self._now
         lengths = (len(now.frames), horizon)
@@ -530,17 +536,18 @@ class Stream:
         return self.backend.step(seen, state)
 
     def _exclusively(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function of a call while no other call may use the stream.
+        """Run the function of a call; until it returns, every other call to the stream raises StreamError.
 
         Python runs no signal handler between taking a lock and entering its `with` block, nor within a plain
-        assignment. Ctrl-C therefore never leaves the lock taken or `calls` half changed.
+        assignment. Ctrl-C therefore never leaves the stream locked or `calls` half changed.
         """
         self._check_usable()
         calls = self.predictor.calls
         if self._lock.locked():
             if calls.get(self) == threading.get_ident():
                 raise StreamError(
-                    "stream: was called inside its own call, by a finalizer or signal handler; call it after that call"
+                    "stream: a finalizer or a signal handler called it during another call in the same thread; call it "
+                    "after that call returns"
                 )
             raise StreamError(
                 "stream: another thread is using it; open one stream per thread, or use predictor.streams(), whose "
@@ -549,7 +556,7 @@ class Stream:
         with self._lock:
             calls[self] = threading.get_ident()
             try:
-                # Check again: `close` and the end of Python wait only for calls that were registered before them.
+                # Check again, because `close` and interpreter shutdown wait only for calls that are registered by then.
                 self._check_usable()
                 with translated_errors():
                     return work(*args, **kwargs)
@@ -562,7 +569,7 @@ class Stream:
             raise StreamError("stream: its predictor was closed; load the bundle again")
 
     def wait_for_call(self, timeout: Timeout) -> None:
-        """Wait until the call of another thread has finished.
+        """Wait until the call in progress in another thread returns.
 
         Raises:
             StreamError: the call did not finish within `timeout`.

@@ -1,7 +1,8 @@
 """Checks of the process and the thread that use the runtime.
 
-Objects of the runtime work only in the process that created them, not in a forked copy. While Python shuts down, no
-thread may be inside a library, or the process would abort: new calls are refused, and calls in progress are waited for.
+Objects of the runtime work only in the process that created them, not in a forked copy. A thread that is inside a
+library when the interpreter is destroyed would abort the process. During interpreter shutdown, new calls are therefore
+refused, and Python waits for calls in progress.
 """
 
 import atexit
@@ -21,17 +22,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIN_STACK_BYTES = 128 << 10
-"""Smallest stack of a thread with which every backend was tested to open and run (bytes).
+"""Smallest thread stack with which every backend was tested (bytes).
 
 With half of this size, ONNX Runtime ends the process.
 """
 _waits: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
-"""Objects whose calls are waited for at the end of Python, each with its process id and the function that waits."""
+"""Objects whose calls in progress must return before the interpreter is destroyed.
+
+Each object has the id of the process that created it, and a function that waits for the calls.
+"""
 _stack_size = threading.RLock()  # reentrant, because a finalizer may interrupt the holder and take the lock again
 _exit_threads: list[int] = []
 """Id of the thread that runs the exit handlers; empty until Python shuts down."""
 SERVING: set[int] = set()
-"""Ids of the threads that step streams, which may work for exit handlers."""
+"""Ids of the threads that step streams; during shutdown they may still work for exit handlers."""
 IN_BACKEND: dict[int, object] = {}
 """Ids of threads that hold the lock of a backend, each with the backend whose lock the thread took last.
 
@@ -50,24 +54,24 @@ def check_usable(pid: int) -> None:
 
     Raises:
         StreamError: this process was forked from the process `pid`; or Python is shutting down, and this thread neither
-            runs the exit handlers nor steps streams for them.
+            runs the exit handlers nor steps streams.
     """
     if os.getpid() != pid:
         raise StreamError("this process was forked from the one that loaded the bundle; load the bundle again here")
     if _exit_threads and threading.get_ident() not in _exit_threads and threading.get_ident() not in SERVING:
         raise StreamError(
-            "Python is shutting down, and only exit handlers may use streams; stop this thread before Python ends"
+            "Python is shutting down, and only exit handlers may use streams; stop this thread before Python exits"
         )
 
 
 def check_stack(*, starts_thread: bool = False) -> None:
     """Check that the stack of this thread is large enough for a step, because an overflow ends the process silently.
 
-    The stack is assumed to have the present value of `threading.stack_size`. The main thread, whose stack the system
-    sets, is not checked.
+    The stack is assumed to have the current value of `threading.stack_size`. The main thread is not checked, because
+    the system sets the size of its stack.
 
     Args:
-        starts_thread: check the stack of a thread that is about to start, and not that of this thread.
+        starts_thread: check the stack of a thread that is about to start, instead of the stack of this thread.
 
     Raises:
         ResourceLimit: the stack is smaller than `MIN_STACK_BYTES`.
@@ -78,7 +82,7 @@ def check_stack(*, starts_thread: bool = False) -> None:
         sizes: list[int] = []
         try:
             # Reading the size also sets it, to the system's default. `extend` reads and stores the size in one call to
-            # C, so that Ctrl-C cannot come in between and lose the size.
+            # C, so that Ctrl-C cannot interrupt between the two and lose the size.
             sizes.extend(map(threading.stack_size, (0,)))
         finally:
             for size in sizes:
@@ -97,14 +101,14 @@ def is_ending() -> bool:
 
 
 def wait_at_exit(owner: object, wait: Callable[[], None]) -> None:
-    """Register a function that waits for calls of other threads; Python calls the function when it shuts down.
+    """Register a function that waits for calls in other threads; it is called during interpreter shutdown.
 
-    New calls of other threads are refused by then. A thread that is still inside a library when the interpreter is
-    destroyed would abort the process.
+    New calls from other threads are already refused at that time. A thread that is still inside a library when the
+    interpreter is destroyed would abort the process.
 
     Args:
-        owner: object whose calls are waited for. The function is dropped together with the object, so `wait` must not
-            hold a strong reference to it.
+        owner: object whose calls the function waits for. The function is dropped together with the object, so `wait`
+            must not hold a strong reference to the object.
     """
     _waits[owner] = os.getpid(), wait
 
@@ -113,7 +117,7 @@ def listed(items: Callable[[], Iterable[T]]) -> list[T]:
     """Return the items of a weak collection as a list, although other threads may add or drop items concurrently.
 
     Args:
-        items: function that returns the collection; called again after a collision.
+        items: function that returns the collection; called again if the collection changes during the iteration.
     """
     while True:
         with suppress(RuntimeError):  # The number of items changed during the iteration.
@@ -121,7 +125,7 @@ def listed(items: Callable[[], Iterable[T]]) -> list[T]:
 
 
 def _at_exit() -> None:
-    """Refuse new calls of other threads, and wait for their calls in progress; runs at the end of Python."""
+    """Refuse new calls from other threads, and wait for their calls in progress; runs during interpreter shutdown."""
     _exit_threads.append(threading.get_ident())
     for pid, wait in listed(_waits.values):
         if pid == os.getpid():

@@ -34,7 +34,7 @@ class Renewal:
     first.
     """
     context_length: int = 10
-    """C, the age near which the state that makes the forecasts is kept (frames)."""
+    """C, a context length; the age of the state that makes the forecasts stays near C (frames)."""
     states: int = 1
     """M, the number of states that a stream holds at a time; 1 unless `kind` is `refresh`."""
 
@@ -55,7 +55,7 @@ class Renewal:
         `refresh` means `refresh:2`.
 
         Raises:
-            ConfigError: `text` is none of these names, or M is below 2 or above max(2, `context_length`).
+            ConfigError: `text` is not one of these names; or M is below 2 or above max(2, `context_length`).
         """
         if isinstance(text, str) and text in ("none", "replay"):
             return cls("none" if text == "none" else "replay", context_length)
@@ -68,7 +68,10 @@ class Renewal:
 
     @property
     def spacing(self) -> int:
-        """S, the number of frames between the beginnings of two states, for which the oldest has a mean age near C."""
+        """S, the number of frames between the beginnings of two states.
+
+        S is chosen so that the mean age of the oldest state is near C.
+        """
         return max(2 if self.states == 2 else 1, round(self.context_length / (self.states - 0.5)))
 
     @property
@@ -107,11 +110,11 @@ class Renewal:
         return tuple(range(oldest, 0, -self.spacing)) if self.kind == "refresh" else (oldest,)
 
     def ends(self, pushed: int) -> bool:
-        """Return True if the oldest state is dropped before the next frame, after `pushed` frames."""
+        """Return True if, after `pushed` frames, the oldest state is dropped before the next frame."""
         return self.kind == "refresh" and self.age(pushed) == self.states * self.spacing - 1
 
     def begins(self, pushed: int) -> bool:
-        """Return True if a new state begins with the next frame, after `pushed` frames."""
+        """Return True if, after `pushed` frames, a new state begins with the next frame."""
         return pushed == 0 or (self.kind == "refresh" and pushed % self.spacing == 0)
 
 
@@ -122,8 +125,8 @@ def default_renewal(card: Card, context_length: int) -> tuple[Renewal, str]:
     """Return the default renewal for a model, and the reason for the choice as a clause of a sentence.
 
     Args:
-        card: facts about the model; its measured decay decides.
-        context_length: context length to assume if the card does not record that of training (frames).
+        card: facts about the model; the measured decay decides.
+        context_length: context length to assume if the card does not record the training context (frames).
     """
     length = known_context(card, context_length)
     refresh = Renewal("refresh", length, 2)
@@ -136,10 +139,10 @@ def renewal_for(card: Card, context_length: int, text: str | None) -> Renewal:
     """Return the renewal that `text` names, or the default for a model if `text` is None.
 
     Args:
-        context_length: context length to assume if the card does not record that of training (frames).
+        context_length: context length to assume if the card does not record the training context (frames).
 
     Raises:
-        ConfigError: `text` names no renewal.
+        ConfigError: `text` is not a renewal.
     """
     if text is None:
         return default_renewal(card, context_length)[0]

@@ -18,10 +18,11 @@ from e3d_deploy.files import write_file
 from e3d_deploy.runtime.renewal import Renewal
 
 SCHEMA, READS = 2, (1, 2)
+"""Schema version that `save` writes, and all versions that `load` reads."""
 DIGEST, STATE = "sha256", "state."
-"""Names in a snapshot file: that of the hash, and the prefix of state tensors.
+"""Name of the hash in a snapshot file, and prefix of the names of state tensors.
 
-A tensor is called `state.NAME` in schema 1 and `state.I.NAME`, for state number I, in schema 2.
+In schema 1, a tensor is called `state.NAME`; in schema 2, `state.I.NAME`, where I is the number of the state.
 """
 
 
@@ -58,11 +59,11 @@ class Snapshot:
     renewal: str = "none"
     """Renewal of the stream, such as `refresh:2`."""
     context_length: int = 10
-    """Context length that the ages and intervals of the renewal follow from (frames)."""
+    """Context length of the renewal (frames); the ages of the states depend on it."""
     frames: NDArray[Any] | None = None
-    """Last pictures of a `replay` stream, uint8 [n, H, W, C] or float32 [n, C, H, W], with n ≤ `context_length`.
+    """Last n pictures of a `replay` stream, n ≤ `context_length`; None for other renewals.
 
-    None for other renewals.
+    uint8 [n, H, W, C], or float32 [n, C, H, W].
     """
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class Snapshot:
         return hash((self._facts(), None if self.prediction is None else self.prediction.tobytes()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy by calling the constructor, which makes arrays read-only; unpickled arrays are writable."""
+        """Pickle and copy through the constructor, which makes the arrays read-only; pickle returns writable arrays."""
         return Snapshot, tuple(getattr(self, field.name) for field in fields(self))
 
     def _facts(self) -> tuple[Any, ...]:
@@ -110,12 +111,12 @@ class Snapshot:
     def save(self, path: str | Path) -> None:
         """Write the snapshot to a file, which appears only when it is complete.
 
-        An existing file is replaced, and its permissions are kept. If `path` is a link, the file that the link leads
-        to is replaced. If `path` is a pipe or a device, the bytes are written to it.
+        An existing file is replaced, and its permissions are kept. If `path` is a link, the file that it points to is
+        replaced. If `path` is a pipe or a device, the bytes are written to it.
 
-        The file is an .npz archive without pickles. It contains `schema`, `identity`, `pushed`, `renewal`,
-        `context_length`, `prediction` and `frames` unless they are None, `state.I.NAME` for each tensor of state I,
-        and `sha256` over all of these.
+        The file is an .npz archive without pickles. It contains `schema`, `identity`, `pushed`, `renewal` and
+        `context_length`; `prediction` and `frames` if they are not None; `state.I.NAME` for each tensor of state I; and
+        `sha256`, the hash of all these entries.
 
         Raises:
             OSError: the file cannot be written; the error names the file.
@@ -164,7 +165,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Network that snapshots belong to, as far as snapshots are compared with it."""
+    """Properties of a network that are compared with its snapshots."""
 
     identity: str
     """Identity that new snapshots receive."""
@@ -248,14 +249,14 @@ def freeze_owned(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
-    """Return the renewal of a snapshot, after checking that the other fields agree with the renewal.
+    """Return the renewal of a snapshot, after checking that the remaining fields agree with the renewal.
 
     Args:
         expected: renewal of the stream that will continue from the snapshot; None accepts every renewal. Two renewals
             `none` agree even if their context lengths differ.
 
     Raises:
-        StreamError: the snapshot has another renewal than `expected`.
+        StreamError: the renewal of the snapshot differs from `expected`.
         SnapshotError: the renewal is unknown, or the number of states, frames or pictures does not agree with it.
     """
     check_snapshot(snapshot)
@@ -266,7 +267,7 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
     if (snapshot.prediction is not None) != (own.kind != "replay" and snapshot.pushed > 0):
         raise SnapshotError(
             f"snapshot: got {'no' if snapshot.prediction is None else 'a'} prediction after {snapshot.pushed} pictures "
-            f"of {own}; take it again"
+            f"with renewal {own}; take it again"
         )
     states = 0 if own.kind == "replay" else max(1, len(own.ages(snapshot.pushed)))
     frames = own.age(snapshot.pushed) if own.kind == "replay" else 0
@@ -274,7 +275,7 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
     if (len(snapshot.states), found) != (states, frames):
         raise SnapshotError(
             f"snapshot: got {len(snapshot.states)} states and {found} frames, expected {states} and {frames} for "
-            f"{own} after {snapshot.pushed} pictures; take it again"
+            f"renewal {own} after {snapshot.pushed} pictures; take it again"
         )
     if expected is not None and expected != own and {expected.kind, own.kind} != {"none"}:
         raise StreamError(

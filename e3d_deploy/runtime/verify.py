@@ -38,7 +38,7 @@ class Report:
     context_length: int
     """Number of steps that see true frames; each later step sees the prediction of the step before."""
     steps: int
-    """Number of steps that count for the verdict: those of the bundle's rollout. Later steps only inform."""
+    """Number of steps in the bundle's rollout, which count for the verdict; later steps are only reported."""
     budget: float
     """Allowed difference of predictions; infinite if the budget limits SSIM and PSNR instead."""
     state_budget: float
@@ -54,23 +54,24 @@ class Report:
     final_states: dict[str, float]
     """Difference of each state tensor after the last step that counts."""
     clip: float
-    """Difference of the forecast of the clip graph."""
+    """Difference of the clip graph's forecast."""
     clip_states: dict[str, float]
     """Difference of each state tensor after the clip graph."""
     rollout: float
-    """Difference of the forecast of the rollout graph, which starts from the backend's own state after the context."""
+    """Difference of the rollout graph's forecast, which starts from the backend's own state after the context."""
     rollout_states: dict[str, float]
     """Difference of each state tensor after the rollout graph."""
     dssim: float | None
     """Loss of SSIM: the SSIM of the expected forecast against the truth, minus that of the backend's forecast.
 
-    Mean over the forecast; of steps, clip graph and rollout graph, the largest loss. None if the clip has no truth, if
-    a side of the frame is shorter than 7 pixels, or if the loss is not a number.
+    It is the mean over the frames of the forecast. The largest loss of the single steps, the clip graph and the rollout
+    graph counts. None if the clip has too few true frames after the context, if a side of the frame is shorter than 7
+    pixels, or if the loss is not a number.
     """
     dpsnr: float | None
     """Loss of PSNR (dB), defined like `dssim`."""
     unproved: str | None = None
-    """Reason why the comparison could not detect a wrong backend, with a remedy; None if it could."""
+    """Reason why the comparison could not detect a wrong backend, with a remedy; None if it could detect one."""
 
     @property
     def worst(self) -> float:
@@ -91,15 +92,16 @@ class Report:
 
     @property
     def worst_step(self) -> int:
-        """Index of the step with the largest difference of the prediction."""
+        """Index of the step with the largest difference of the prediction, from 0."""
         return int(np.argmax(self.predictions[: self.steps]))
 
     @property
     def furthest(self) -> str:
         """Place with the error to examine first, such as `step 3`, `clip graph` or `state cell.0`.
 
-        The step with the largest difference, if steps are over the budget or nothing is. Otherwise the graph that is
-        over, or if only states are over, the state with the largest difference.
+        - The step with the largest difference, if that step or nothing at all is over the budget.
+        - Otherwise the clip graph or the rollout graph, if its forecast is over the budget.
+        - Otherwise, because only states are over the budget, the state with the largest difference.
         """
         places = {f"step {self.worst_step + 1}": self.stepped, "clip graph": self.clip, "rollout graph": self.rollout}
         # `not <=` and not `>`, so that NaN counts as over the budget.
@@ -157,8 +159,8 @@ def verify(
         BundleError: the inputs or outputs of a graph do not match the config and the states, or the reference clip has
             too little contrast or motion to detect errors.
         ShapeError: the clip is too short, or was given without `yardstick`.
-        ConfigError: the clip has too little contrast or motion; or `steps` is fewer than the bundle's rollout has, or
-            more without `yardstick`.
+        ConfigError: the clip has too little contrast or motion; or `steps` is below the number of steps in the bundle's
+            rollout; or `steps` is above that number, and `yardstick` is None.
     """
     check_contract(bundle)
     reference = bundle.reference()
@@ -166,7 +168,8 @@ def verify(
         clip = reference["frames"]
     elif yardstick is None:
         raise ShapeError(
-            "clip: for another clip than the reference, PyTorch must run too; pass yardstick= (--against torch)"
+            "clip: PyTorch's outputs are recorded only for the reference clip; to compute them for this clip, pass "
+            "yardstick= (--against torch)"
         )
     if len(clip) < bundle.context_length:
         raise ShapeError(
@@ -192,7 +195,7 @@ def verify(
 
     expected, found = [], []  # predictions, each [B, C, H, W]
     states: list[dict[str, float]] = []
-    kept: dict[int, Any] = {}  # by number of steps: the state after the context, and that after the last counted step
+    kept: dict[int, Any] = {}  # states by number of steps: after the context, and after the last counted step
     if yardstick is None:
         expected = list(np.repeat(reference["predictions"][:, None], bundle.batch, axis=1))
         for prediction, state in rollout(backend, context, steps):
@@ -241,8 +244,8 @@ def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) ->
     """Check that a clip has enough contrast and motion to detect a wrong backend.
 
     Raises:
-        ConfigError: the caller's clip does not have them.
-        BundleError: the reference clip does not have them.
+        ConfigError: the caller's clip has too little contrast or motion.
+        BundleError: the reference clip has too little contrast or motion.
     """
     if lacking := why_unfit_to_verify(clip[: bundle.context_length + bundle.horizon], bundle.context_length):
         if given:
@@ -260,7 +263,7 @@ def _why_unproved(
     budget: float,
     rounding: float,
 ) -> str | None:
-    """Return why a wrong backend could agree with these predictions too, and a remedy; None if it could not."""
+    """Return why a wrong backend could agree with these predictions too, and a remedy; None if none could."""
     if yardstick is not None and backend.name == yardstick.name:
         return f"{backend.name} was compared with itself; give another --backend, or --against reference"
     if not math.isinf(budget) and ROUNDING * rounding > MAX_ROUNDING:
@@ -315,13 +318,13 @@ def allowed_differences(bundle: Bundle) -> tuple[float, float]:
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     """Return True if a backend agrees with PyTorch's recorded predictions in the first steps of the reference clip.
 
-    Three steps are quick enough for the first start of every program.
+    The default of three steps keeps the first start of a program short.
     """
     reference = bundle.reference()
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
     budget, _ = allowed_differences(bundle)
-    # Without a limit, derive one from the drift that the export measured, on clips that include this one.
+    # Without a limit, derive one from the drift that the export measured on clips that include the reference clip.
     if math.isinf(budget):
         budget = min(ROUNDING * _drift(bundle, backend.name), PICTURE_RANGE)
     return all(
@@ -380,7 +383,7 @@ def _differences(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArr
 
 
 def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
-    """Return the largest difference for each kind of state, the part of a name before the dot."""
+    """Return the largest difference for each kind of state; the kind is the name up to the dot."""
     kinds: dict[str, float] = {}
     for name, value in differences.items():
         kind = name.split(".")[0]
@@ -395,11 +398,11 @@ def quality_lost(
 
     The loss of a frame is the measure of `expected` minus that of `found`, both [T, C, H, W] and clipped to [0, 1]. The
     PSNR of a perfect frame is infinite: the loss is 0 if both frames are perfect, and minus infinity if only the frame
-    of `found` is.
+    of `found` is perfect.
 
     Returns:
-        By measure, the loss, or None if the mean is not a number; empty if there are too few true frames, or if a side
-        of the frame is shorter than 7 pixels.
+        The loss by measure; None for a measure whose mean loss is not a number. Empty if `truth` has fewer frames than
+        the forecast, or if a side of the frame is shorter than 7 pixels.
     """
     if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
         return {}

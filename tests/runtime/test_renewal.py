@@ -132,7 +132,7 @@ def test_horizon_beyond_that_of_training_and_context_beyond_the_ring_work_and_ar
         assert len(stream.forecast(5)) == 5
     with predictor.streams(renewal="none") as streams:
         assert len(pushed(streams.open(), 1).forecast(6)) == 6
-    assert len([one for one in caplog.records if "longer than the 4 frames of training" in one.message]) == 1
+    assert len([one for one in caplog.records if "longer than the 4 frames in training" in one.message]) == 1
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 4, 8)])
@@ -502,7 +502,7 @@ def test_snapshot_that_lacks_a_state_is_refused(tmp_path: Path) -> None:
         stream.push(picture(value))
     taken = stream.snapshot()
     lacking = Snapshot(taken.identity, taken.states[:1], taken.prediction, taken.pushed, taken.renewal, 5)
-    with pytest.raises(SnapshotError, match="got 1 states and 0 frames, expected 2 and 0 for refresh:2"):
+    with pytest.raises(SnapshotError, match="got 1 states and 0 frames, expected 2 and 0 for renewal refresh:2"):
         stream.restore(lacking)
     negative = Snapshot(taken.identity, taken.states[:1], taken.prediction, -5, "none", 5)
     with pytest.raises(SnapshotError, match="got pushed -5"):

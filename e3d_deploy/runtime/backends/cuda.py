@@ -74,15 +74,15 @@ REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
     ),
     ("SYSTEM_DRIVER_MISMATCH", BackendUnavailable, "its driver was updated while in use; restart the machine"),
 )
-"""Names in CUDA's messages for reasons why a GPU cannot be used, with the E3DError to raise and its advice."""
+"""Error names in CUDA's messages, each with the E3DError to raise and the advice to give, if a GPU cannot be used."""
 SPARE = 8
-"""Maximum number of returned pieces of memory of the same size that are kept for reuse."""
+"""Maximum number of unused pieces of memory kept for reuse, per size of the pieces."""
 GPU_LOCK = threading.RLock()
 """Lock that lets only one thread of this process use a GPU at a time.
 
-Calls from another thread, allocations in particular, may invalidate a capture by ONNX Runtime, which covers all
-threads; and PyTorch can make only one capture at a time. The lock is reentrant, because garbage collection may close
-one backend during a call of another.
+A capture by ONNX Runtime covers all threads, so calls from another thread, allocations in particular, may invalidate
+the capture. PyTorch can make only one capture at a time. The lock is reentrant, because garbage collection may close
+one backend during a call to another backend.
 """
 
 
@@ -93,8 +93,8 @@ class Cuda:
         number: index of the GPU.
 
     Raises:
-        BackendUnavailable: the machine has no GPU or no driver; or the driver or `cuda.core` is too old; or another
-            program uses the GPU exclusively.
+        BackendUnavailable: the machine has no GPU or no driver; or the driver is too old; or `cuda.core` is too old; or
+            another program uses the GPU exclusively.
         ResourceLimit: the GPU has no memory left.
     """
 
@@ -191,7 +191,7 @@ class Cuda:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Free all memory that the block allocated, if the block fails."""
+        """If the `with` block fails, free all memory that the block allocated."""
         before = set(self._owned)
         try:
             yield
@@ -202,7 +202,7 @@ class Cuda:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Hold `GPU_LOCK` within the block, and close this object if the block fails."""
+        """Hold `GPU_LOCK` within the `with` block, and close this object if the block fails."""
         with GPU_LOCK:
             try:
                 yield
@@ -231,7 +231,7 @@ class Cuda:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time the work enqueued within the block, if `measure(True)` was called."""
+        """Time the work enqueued within the `with` block, if `measure(True)` was called."""
         self._timed = False
         if not self._times:
             yield
@@ -261,8 +261,8 @@ class Cuda:
         """Capture work as a CUDA graph without running it; return None if the capture fails.
 
         Args:
-            work: function that enqueues work in the CUDA stream whose handle it receives, and returns False if that
-                fails. The work must have run before, so that it loads and allocates nothing during the capture.
+            work: function that receives the handle of a CUDA stream, enqueues the work there, and returns False if that
+                fails. The same work must have run earlier, so that nothing is loaded or allocated during the capture.
         """
         builder = self.stream.create_graph_builder()
         try:
@@ -307,7 +307,7 @@ class Cuda:
         core.launch(self.stream, config, self._kernel, pictures, frames, *numbers)
 
     def borrow(self, array: Any) -> tuple[Memory, tuple[int, ...], np.dtype[Any]]:
-        """Return the memory, shape and dtype of an array on this GPU, by DLPack or the CUDA array interface.
+        """Return the memory, shape and dtype of an array on this GPU, read through DLPack or the CUDA array interface.
 
         Raises:
             ShapeError: the array is on another GPU, or is not contiguous.
@@ -322,7 +322,7 @@ class Cuda:
         return core.Buffer.from_handle(int(view.ptr), nbytes, owner=view), shape, dtype
 
     def view(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
-        """Return a DLPack array over memory, which keeps `owner` alive."""
+        """Return a DLPack array over a piece of memory; the array keeps `owner` alive."""
         part = core.Buffer.from_handle(int(memory.handle), memory.size, owner=owner)
         return core.utils.StridedMemoryView.from_buffer(part, shape, dtype=dtype)
 
@@ -350,7 +350,7 @@ def _refusal(number: int, error: Exception) -> E3DError:
 
 
 def _old_driver() -> str | None:
-    """Return advice if the driver supports only an older major version of CUDA than cuda-bindings needs; else None."""
+    """Return advice if the driver supports only a lower major version of CUDA than cuda-bindings needs, or None."""
     try:
         driver = core.system.get_user_mode_driver_version()
     except (AttributeError, RuntimeError, CudaError):  # cuda-core is too old for this query, or the driver is missing.
@@ -364,7 +364,7 @@ def _old_driver() -> str | None:
 
 
 def as_e3d_error(error: Exception) -> Exception:
-    """Return the E3DError for an error of CUDA."""
+    """Return the E3DError for a CUDA error."""
     if OUT_OF_MEMORY in str(error):
         return ResourceLimit(
             f"the GPU has no memory left ({first_line(error)}), and nothing was changed; close streams or other "

@@ -1,4 +1,4 @@
-"""Base class of backends on a GPU, which keep states and frames on the GPU and run graphs on given addresses."""
+"""Base class of backends on a GPU, which keep states and frames on the GPU and run graphs at given addresses."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +22,7 @@ Addresses = dict[str, int]
 
 
 class Size:
-    """GPU memory that a step of `batch` streams reads and writes, at fixed addresses."""
+    """GPU memory at fixed addresses, which a step of `batch` streams reads and writes."""
 
     def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: StateSets) -> None:
         config = bundle.config
@@ -115,7 +115,7 @@ class DeviceBackend(Lifetime):
             memory = self.cuda.lend(size.prediction.memory.size)
             prediction = DeviceArray(self.cuda, memory, size.prediction.shape)
             self.cuda.copy(memory, size.prediction.memory)
-            self.cuda.synchronise()  # Then readers need not synchronise with this CUDA stream.
+            self.cuda.synchronise()  # After this, readers need not synchronise with the CUDA stream.
             return prediction, following
 
     @exclusive
@@ -166,7 +166,7 @@ class DeviceBackend(Lifetime):
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Make the GPU current within the block, and raise CUDA's errors as E3DError."""
+        """Make the GPU current within the `with` block, and raise CUDA errors as E3DError."""
         try:
             self.cuda.make_current()
             yield

@@ -30,7 +30,7 @@ class Port:
         self.cuda.copy(self.memory, self.staging)
 
     def read(self) -> NDArray[Any]:
-        """Return a host copy of the tensor, after all earlier work in the stream is done."""
+        """Return a host copy of the tensor, after all earlier work in the CUDA stream is done."""
         self.cuda.copy(self.staging, self.memory)
         self.cuda.synchronise()
         return self.host.copy()
@@ -39,9 +39,9 @@ class Port:
 class DeviceArray:
     """Array on the GPU that libraries such as PyTorch and CuPy can read by DLPack or the CUDA array interface.
 
-    The values are complete when the caller receives the array. The memory is reused once the array and all views of it
-    are unreferenced, so wait for your own GPU work on them before you drop the last reference. The array and its views
-    are invalid once the backend is closed.
+    The values are complete when the caller receives the array. The memory is reused once the array and all its views
+    are unreferenced, so wait for your own GPU work that reads the memory before you drop the last reference. The array
+    and its views are invalid once the backend is closed.
     """
 
     def __init__(

@@ -189,7 +189,7 @@ def _runs(rows: Sequence[tuple[DeviceState, int]]) -> Iterator[tuple[int, Device
     """Group `rows` into runs that can be copied at once.
 
     Yields:
-        The first row of the run in the result, its source state, its first row in the source, and the number of rows.
+        For each run: its first row in the result, its source state, its first row in the source, its number of rows.
     """
     first = 0
     for end in range(1, len(rows) + 1):

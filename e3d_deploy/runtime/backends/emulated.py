@@ -203,7 +203,7 @@ def with_weights(bundle: Bundle, file: str) -> ModelProto:
 
 
 class EmulatedBackend(OnnxRuntimeBackend):
-    """Runs emulated graphs, to verify a precision on a machine without hardware for it; slower than float32."""
+    """Backend that runs emulated graphs, to verify a precision that the hardware lacks; slower than float32."""
 
     name = "emulated"
 

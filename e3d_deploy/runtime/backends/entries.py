@@ -1,7 +1,7 @@
 """One entry per backend.
 
-To add a backend, write its class in a new file of this folder and add an entry here. The entries import no backend: its
-file is imported when the backend is opened.
+To add a backend, write its class in a new file of this folder and add an entry here. The entries import no backend: the
+file of a backend is imported when the backend is opened.
 """
 
 from functools import partial
@@ -138,7 +138,7 @@ ENTRIES = (
         install=pip_install("gpu"),
         hardware=GPU,
         device="gpu",
-        # According to docs/OperatorKernels.md of ONNX Runtime, which lists its kernels. int8 is computed in float32.
+        # ONNX Runtime lists its kernels in its docs/OperatorKernels.md. It computes int8 graphs in float32.
         policies=ALL_POLICIES - {"fp8"},
         distributions=("onnxruntime-gpu",),  # The CPU-only distribution installs a module of the same name.
         # Its convolutions cannot pad only one side (microsoft/onnxruntime#26274), so it runs the shared graphs.
@@ -180,7 +180,7 @@ ENTRIES = (
         device="cpu",
         policies=ALL_POLICIES - {"fp8"},
         variants=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
-        hinted=frozenset({"bf16"}),  # Casts in the graph would take a sixth of a step.
+        hinted=frozenset({"bf16"}),  # Casts in the graph would take a sixth of the step time.
         count_products=_openvino_products,
         profiler=_openvino_profiler,
         summary="the ONNX graphs, compiled for each batch size",
@@ -192,7 +192,7 @@ ENTRIES = (
         modules=("torch", "safetensors"),
         install=pip_install("train"),
         device="cpu",
-        policies=ALL_POLICIES,  # It computes in float32, whatever the precision of the bundle.
+        policies=ALL_POLICIES,  # This backend computes in float32, whatever the policy.
         last_resort="is the reference; not tried, because another backend agrees with it",
         runs_graphs=False,
         profiler=_torch_profiler,

@@ -1,4 +1,4 @@
-"""Base class of backends on the CPU, which reuse the memory of states and bind graphs to it."""
+"""Base class of backends on the CPU, which run graphs directly on the memory of states, and reuse that memory."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ Tensors = dict[str, Any]
 """Arrays by name, in the form that a library takes, sharing the memory of the NumPy arrays."""
 
 SPARE = 8
-"""Maximum rows of unused states that are kept for reuse, per batch size; at least two states may be kept."""
+"""Maximum number of rows in unused states that are kept for reuse, per batch size; two states are always kept."""
 
 
 class HostState:
-    """State as NumPy arrays, with the tensors of `contract.States`; its memory is reused once it is unreferenced."""
+    """State as NumPy arrays, with the tensors of `contract.States`; the memory of an unreferenced state is reused."""
 
     __slots__ = ("__weakref__", "_lease", "arrays", "tensors")
 
@@ -103,7 +103,10 @@ class HostBackend(Lifetime):
         return state
 
     def _empty(self, batch: int) -> HostState:
-        """Return a state of `batch` streams to write into; every method that creates a state calls this."""
+        """Return a state of `batch` streams with undefined content, to write into.
+
+        Every method that creates a state calls this method, which checks that the backend is open.
+        """
         self.check_open()
         free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:

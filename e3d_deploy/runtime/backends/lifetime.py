@@ -32,9 +32,9 @@ def exclusive(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B,
     Calls from other threads wait for the lock. A call from within the method, by a finalizer or a signal handler,
     raises StreamError.
 
-    The wrapper is written without a generator-based context manager so that Ctrl-C leaves nothing locked: Python runs
-    no signal handler between taking a lock in a `with` statement and entering its block, or during a plain assignment.
-    A generator would stay suspended, with the lock held, for as long as a caller keeps the traceback.
+    Ctrl-C leaves nothing locked, because Python runs no signal handler between taking a lock in a `with` statement and
+    entering its block, or during a plain assignment. The wrapper does not use a generator-based context manager: if
+    Ctrl-C interrupted it, the generator could stay suspended, with the lock held, as long as a traceback refers to it.
     """
 
     @wraps(method)
@@ -72,8 +72,8 @@ class Lifetime:
     Methods that run a graph are decorated with `exclusive`, so that only one thread runs graphs at a time.
 
     Args:
-        lock: lock held while the backend runs and while it is closed. It must be reentrant, because garbage collection
-            may close the backend during a call. None for a lock of this backend only.
+        lock: lock held while the backend runs, and during `close`. The lock must be reentrant, because garbage
+            collection may close the backend during a call. None for a new lock that no other backend uses.
     """
 
     name: str
@@ -88,8 +88,8 @@ class Lifetime:
         """Check that the backend is open and usable in this process.
 
         Raises:
-            StreamError: the backend is closed; or this process was forked after it was opened; or Python is shutting
-                down, and the call does not come from an exit handler.
+            StreamError: the backend is closed; or this process was forked after the backend was opened; or Python is
+                shutting down, and the call does not come from an exit handler.
         """
         check_usable(self.pid)
         if self.closed:
@@ -102,10 +102,13 @@ class Lifetime:
     def close(self) -> None:
         """Wait for calls in other threads, then free the memory of the backend; closing it again does nothing.
 
-        During a call of this backend in the same thread, the memory is freed when that call returns. During a call of
-        another backend in the same thread, `close` does not wait: if another thread holds the lock, the memory is freed
-        when that thread's call of this backend returns, or at the next `close`. In a forked process, `close` does
-        nothing.
+        A finalizer or a signal handler may call `close` inside another call in the same thread:
+
+        - Inside a call to this backend, the memory is freed when that call returns.
+        - Inside a call to another backend, `close` does not wait for other threads. If one of them holds the lock of
+          this backend, the memory is freed when its call to this backend returns, or at the next `close`.
+
+        In a forked process, `close` does nothing.
         """
         if os.getpid() != self.pid:
             return

@@ -79,7 +79,8 @@ def place_of(entries: Mapping[str, str], files: Mapping[str, Content]) -> Place:
     """Return the location that the `external_data` entries of a weight describe.
 
     Raises:
-        ValueError: an entry is missing or not a number, or the location is in none of the files or past the end of one.
+        ValueError: an entry is missing or not a number; or `files` does not contain the file; or the location is
+            outside the file.
     """
     try:
         place = Place(entries["location"], int(entries.get("offset", "0")), int(entries["length"]))

@@ -28,7 +28,7 @@ def load_session(
     Args:
         threads: threads within an operator; None lets ONNX Runtime choose.
         profile: prefix of the file to which the times of the nodes are written; `end_profiling` of the session returns
-            the full name. None to time nothing.
+            the full name. None disables profiling.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -47,7 +47,7 @@ def held_graph(bundle: Bundle, graph: str, backend: str, options: onnxruntime.Se
     ONNX Runtime copies the weights that it needs while it creates the session.
 
     Args:
-        backend: name of the backend, which may have its own graph.
+        backend: name of the backend, for which the bundle may have a backend-specific graph.
         options: options to which the weights are added.
 
     Raises:

@@ -30,8 +30,9 @@ NOT_ON_GPU = (
 NO_GRAPH = -1
 """Graph number with which ONNX Runtime runs a graph without capturing it."""
 NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")
-"""Words in the messages of ONNX Runtime, CUDA, cuDNN and cuBLAS when the GPU has no memory left."""
+"""Pattern in the messages of ONNX Runtime, CUDA, cuDNN and cuBLAS when the GPU has no memory left."""
 REFUSED_CONVOLUTION = re.compile("CUDNN.*Front ?end|ConvFwd|CUDNN_STATUS_NOT_SUPPORTED", re.IGNORECASE)
+"""Pattern in the messages of ONNX Runtime when cuDNN refuses a convolution."""
 JSON_OF_CUDNN = "with the cudnn frontend json"
 """Start of a long dump that is cut from error messages."""
 
@@ -40,16 +41,17 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
     """Backend that runs the ONNX graphs with ONNX Runtime, with inputs and outputs bound to GPU memory.
 
     ONNX Runtime captures the step as CUDA graphs, one for each of the two sets of states, each under its own graph
-    number. It does so once per thread that steps, after warm-up runs in that thread, and keeps a thread's graphs until
-    the session is freed, so step from few, long-lived threads. If the capture fails, sessions without capture are used.
+    number. It captures them once in each thread that steps, after warm-up runs in that thread, and keeps the graphs
+    until the session is freed, so step from few, long-lived threads. If the capture fails, sessions without capture are
+    used.
 
     Each batch size has its own session with static shapes. With dynamic shapes, ONNX Runtime would compute shapes on
     the CPU, which the option `STRICT` forbids. Opening the backend runs one step, so that a graph that does not run on
     this GPU is refused at once.
 
     Raises:
-        BackendUnavailable: this ONNX Runtime is built without CUDA; or the machine has no GPU; or ONNX Runtime does not
-            run the whole step on the GPU.
+        BackendUnavailable: the installed ONNX Runtime is built without CUDA; or the machine has no GPU; or ONNX Runtime
+            does not run the whole step on the GPU.
         BundleError: ONNX Runtime cannot load the step graph. An error in another graph is raised when that graph first
             runs.
         EngineError: ONNX Runtime cannot run the step.
@@ -116,7 +118,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
             options.add_free_dimension_override_by_name(contract.ANY, batch)
         providers = [(PROVIDER, self._options(graph))]
         try:
-            # With the fallback, ONNX Runtime would print the reason, retry on the CPU, and raise that error instead.
+            # With the fallback, ONNX Runtime would print the error, retry on the CPU, and raise the error of the retry.
             model = held_graph(self.bundle, graph, self.name, options)
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except Exception as error:  # The exceptions of ONNX Runtime have no common base class.
@@ -187,7 +189,7 @@ def _not_loaded(file: Path, words: str) -> E3DError:
 def _preload() -> None:
     """Load CUDA and cuDNN from their Python packages; without PyTorch in the process, nothing else loads them."""
     words = io.StringIO()
-    with redirect_stdout(words):  # It prints the libraries that it does not find.
+    with redirect_stdout(words):  # ONNX Runtime prints the libraries that it does not find.
         onnxruntime.preload_dlls()
     for line in words.getvalue().splitlines():
         log.debug("%s", line)

@@ -31,23 +31,23 @@ CORE = openvino.Core()
 """The only OpenVINO core of this process. It is kept until the process exits: its CPU plugin must not be unloaded.
 
 The plugin installs a stack for signal handlers in the thread that loads the plugin, and unmaps this stack when it is
-unloaded. If there were several cores, and they were closed in another order or by another thread, a thread could keep
-an unmapped stack, and the next Ctrl-C would end the process with a segmentation fault (openvinotoolkit/openvino, pull
-request 11894).
+unloaded. If there were several cores, and they were closed in a different order or by a different thread, a thread
+could keep an unmapped stack. The next Ctrl-C would then end the process with a segmentation fault
+(openvinotoolkit/openvino, pull request 11894).
 """
 
 
 class OpenVINOBackend(HostBackend):
-    """Backend that runs the ONNX graphs with OpenVINO, with inputs and outputs in the memory of states.
+    """Backend that runs the ONNX graphs with OpenVINO, with inputs and outputs bound to the memory of states.
 
-    A graph with a dynamic batch is compiled once for each batch size in use, because OpenVINO's kernels for static
+    A graph with a dynamic batch size is compiled once for each batch size in use, because OpenVINO's kernels for static
     shapes are faster.
 
     Args:
         profile: record the time of each node, which `get_profiling_info` of a request returns.
 
     Raises:
-        BackendUnavailable: the CPU lacks the precision of the step graph.
+        BackendUnavailable: the CPU does not support the precision of the step graph.
         BundleError: OpenVINO cannot load the step graph. An error in another graph is raised when that graph first
             runs.
     """
@@ -90,7 +90,7 @@ class OpenVINOBackend(HostBackend):
         return request
 
     def _warn_if_slow(self, entry: GraphEntry) -> None:
-        """Compile the step graph; log a warning if it does not run in its precision, or not with fused attention."""
+        """Compile the step graph; log a warning if few products run in its precision, or attention is not fused."""
         step = self._request("step", self.bundle.batch)
         layers = _layers(step)
         found = _count_products(layers)

@@ -120,7 +120,7 @@ class Backend(Protocol):
         ...
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return a copy of a state as NumPy arrays by name; `contract.States` lists them."""
+        """Return a copy of a state as NumPy arrays by name; `contract.States` lists the names."""
         ...
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
@@ -138,7 +138,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Time that a library reports under one name: of one run, of several runs together, or the mean per step."""
+    """Time that a library reports for one node name: of one run, the sum of several runs, or the mean per step."""
 
     name: str
     kind: str
@@ -187,8 +187,8 @@ class Profiler(Protocol):
 def step_size(backend: Backend, streams: int) -> int:
     """Return the batch size of the next step when `streams` streams are ready.
 
-    That is the largest of `backend.sizes` that the streams fill. If they fill no size, or if the backend `pads`, it is
-    the smallest size that holds all of them, if there is such a size.
+    A size is filled if it is at most `streams`. The result is the largest filled size in `backend.sizes`. If no size is
+    filled, or if the backend `pads`, the result is the smallest size that holds all streams, if there is such a size.
     """
     filled = [size for size in backend.sizes if size <= streams]
     holding = [size for size in backend.sizes if size >= streams]

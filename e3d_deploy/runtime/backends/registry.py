@@ -25,7 +25,7 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
 
     Args:
         name: a key of `specs.BACKENDS`.
-        threads: CPU threads within a step; None lets the library choose. Backends on a GPU ignore it.
+        threads: CPU threads within a step; None lets the library choose. Backends on a GPU ignore `threads`.
 
     Raises:
         BackendUnavailable: the library of the backend is not installed, does not load, or does not run the precision
@@ -46,7 +46,7 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         return _opener(spec)(needed, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
-    # A library that is only partly installed, or a stub in its place, may raise AttributeError.
+    # A partly installed library, or a stub in the place of a library, may raise AttributeError.
     except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"{name}: the library does not load ({error}); reinstall it: {spec.remedy}") from error
 
@@ -63,7 +63,7 @@ def check_threads(threads: Any) -> int | None:
     if count > MAX_THREADS:
         raise ConfigError(
             f"threads: got more than {MAX_THREADS}, the maximum on this machine; use the number of CPU cores "
-            f"({os.cpu_count()}), or leave it out"
+            f"({os.cpu_count()}), or omit it"
         )
     return count
 
@@ -97,7 +97,7 @@ def _opener(spec: BackendSpec) -> Opener:
 
 
 def check_runs_bundle(bundle: Bundle, name: str) -> None:
-    """Check that a backend can run the precision of its step graph, or of the bundle if it runs no graphs.
+    """Check that a backend can run the precision of its step graph, or of the bundle if the backend runs no graphs.
 
     Raises:
         BackendUnavailable: the backend cannot run that precision.

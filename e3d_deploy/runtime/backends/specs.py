@@ -63,7 +63,8 @@ def has_libraries(spec: BackendSpec) -> bool:
 def installed() -> list[str]:
     """Return the names of the backends that can be opened on this machine, preferred first.
 
-    Their libraries and driver are installed, and their library supports the GPU.
+    Their libraries are installed. For a backend on a GPU, the driver is installed too, and the library supports the
+    GPU.
     """
     return [spec.name for spec in BACKENDS.values() if has_libraries(spec) and spec.unsupported_reason() is None]
 

@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 class TensorRTBackend(DeviceBackend):
     """Backend that runs the engines of a bundle.
 
-    The first step that reads either set of states runs uncaptured, which warms up the engine, and is then captured as a
-    CUDA graph. Later steps launch that graph. Each batch size therefore has two graphs. Each graph has its own
-    execution context, because a graph is invalid once its context changes. Clip and rollout run uncaptured, or by
-    single steps if the bundle has no engine for them.
+    For each of the two sets of states, the first step that reads the set runs uncaptured, which warms up the engine;
+    the step is then captured as a CUDA graph, which later steps launch. Each batch size therefore has two CUDA graphs.
+    Each CUDA graph has its own execution context, because it is invalid once its context changes. Clip and rollout run
+    uncaptured, or by single steps if the bundle has no engine for them.
 
     Raises:
         BackendUnavailable: the library, the GPU or its driver is missing, or does not run the engine.
@@ -82,7 +82,7 @@ class TensorRTBackend(DeviceBackend):
         return rollout_by_steps(self, prediction, state, self.bundle.horizon)
 
     def _has(self, graph: str) -> bool:
-        """Return True if the bundle has an engine for a graph; `e3d build --graphs step` builds no others."""
+        """Return True if the bundle has an engine for a graph; `e3d build --graphs step` builds only the step."""
         return f"{graph}.{self.target}" in self.bundle.manifest.engines
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:

@@ -13,7 +13,7 @@ from e3d_deploy.tensorrt_library import Target, library, make_logger, remedy, un
 log = logging.getLogger(__name__)
 
 Range = tuple[int, int, int]
-"""Minimum, optimum and maximum number of streams of an optimization profile."""
+"""Fewest, usual and most streams of an optimization profile; TensorRT calls them minimum, optimum and maximum."""
 INVALID: tuple[tuple[str, type[E3DError], str], ...] = (
     ("VERSION_MISMATCH", BundleError, "was built by another version of TensorRT-RTX; build it again"),
     ("MALFORMED_ENGINE", BundleError, "is not a TensorRT-RTX engine; build it again"),
@@ -23,11 +23,11 @@ INVALID: tuple[tuple[str, type[E3DError], str], ...] = (
     ("CUDA_ERROR", BackendUnavailable, "cannot use CUDA; reinstall the NVIDIA driver"),
     ("INSUFFICIENT_GPU_MEMORY", ResourceLimit, "needs more memory than the GPU has; run fewer streams at once"),
 )
-"""Reasons why TensorRT-RTX does not load a plan, with the E3DError to raise, its message and its advice."""
+"""Reasons why TensorRT-RTX does not load a plan, each with the E3DError to raise, and its message and advice."""
 
 
 class Engine:
-    """Engine of one graph of a bundle. Its execution contexts share scratch memory, so only one may run at a time.
+    """Engine for one graph of a bundle. Its execution contexts share scratch memory, so only one may run at a time.
 
     Raises:
         BackendUnavailable: the library is not installed, or does not run the engine on this GPU.
@@ -46,7 +46,7 @@ class Engine:
             bundle, graph, target=target, version=self.trt.__version__, compute_capability=cuda.compute_capability
         )
         try:
-            self.runtime = self.trt.Runtime(self.logger)  # By default it runs no host code that a plan contains.
+            self.runtime = self.trt.Runtime(self.logger)  # By default, the runtime runs no host code of a plan.
         except TypeError as error:  # The bindings raise TypeError if the library creates no runtime.
             raise BackendUnavailable(f"{target}: cannot start ({self.logger.reason}); {remedy(target)}") from error
         check_validity(self.trt, self.runtime, plan, self.name)
@@ -88,7 +88,7 @@ class Engine:
     def sizes(self) -> tuple[int, ...]:
         """Batch sizes that the engine accepts, ascending.
 
-        They are the sizes of `SIZES` that a profile allows, and the optimum of each profile.
+        They are the sizes in `SIZES` that a profile allows, and the usual size of each profile.
         """
         if not self.ranges:
             return (self.batch,)
@@ -96,7 +96,11 @@ class Engine:
         return tuple(sorted(allowed | {usual for _, usual, _ in self.ranges}))
 
     def _profile(self, batch: int) -> int:
-        """Return the index of the profile whose optimum is `batch`; else of the allowed one with the lowest maximum."""
+        """Return the index of the profile for `batch` streams.
+
+        That is the profile whose usual size is `batch`; if there is none, of the profiles that allow `batch` streams,
+        the one with the lowest maximum.
+        """
         fitting = [index for index, (fewest, _, most) in enumerate(self.ranges) if fewest <= batch <= most]
         if not fitting:
             raise BundleError(f"{self.name}: has no profile for {batch} streams, unlike the step; build it again")
@@ -137,7 +141,7 @@ class Engine:
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(own)
         config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # This backend captures graphs itself.
-        # By default the first runs, and so a captured graph, use fallback kernels until specialised ones are compiled.
+        # By default, runs use fallback kernels until specialised kernels are compiled, and a captured graph keeps them.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return self.engine.create_execution_context(config)
 

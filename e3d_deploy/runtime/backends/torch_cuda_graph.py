@@ -33,9 +33,9 @@ Key = tuple[int, int, bool]
 """Batch size, set of states that the step reads, and True if every ring is full."""
 
 RINGS: dict[str, contract.DType] = {"bf16": "bfloat16", "fp16": "float16"}
-"""Data type of the rings by policy, the same as that of the matrix products that read the rings; else float32."""
+"""Data type of the rings by policy, equal to the type of the matrix products that read the rings; default float32."""
 TYPES = {"float32": "<f4", "int32": "<i4", "float16": "<f2", "bfloat16": "<i2"}
-"""Type strings of the CUDA array interface. It has none for bfloat16, which is passed as int16."""
+"""Type strings of the CUDA array interface. The interface lacks bfloat16, which is passed as int16."""
 
 
 class TorchGpu:
@@ -84,7 +84,7 @@ class TorchGpu:
         """Capture work as a CUDA graph and return a function that launches the graph in the stream.
 
         Args:
-            work: function that enqueues kernels; it must have run before, so that nothing is compiled or loaded during
+            work: function that enqueues kernels; it must have run earlier, so that nothing is compiled or loaded during
                 the capture.
 
         Raises:
@@ -125,8 +125,8 @@ class TorchGpu:
 class TorchGraphBackend(DeviceBackend):
     """Backend whose step updates rings in place and is captured as CUDA graphs for each batch size.
 
-    Each batch size has four graphs of the step: it reads set 0 or set 1 of the states, with or without a mask for empty
-    slots. All four are captured before the first step. The two graphs without a mask, which run once all rings are
+    Each batch size has four CUDA graphs of the step, which read set 0 or set 1 of the states, with or without a mask
+    for empty slots. All four are captured before the first step. The two without a mask, which run once all rings are
     full, are compiled by PyTorch before they are captured. Compilation took 32 s on an H200, and takes less time once
     PyTorch has cached the result.
 
@@ -176,7 +176,7 @@ class TorchGraphBackend(DeviceBackend):
         except ResourceLimit:
             steps.clear()
             saves.clear()
-            self.gpu.release()  # A smaller batch may then find enough memory.
+            self.gpu.release()  # The memory may then be enough for a smaller batch size.
             raise
         self.steps |= steps
         self.saves |= saves
@@ -190,7 +190,11 @@ class TorchGraphBackend(DeviceBackend):
             self.steps[batch, side, states.full]()
 
     def _prepared(self, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
-        """Run a step that reads set `side` once; return it captured and, for full rings, compiled, if possible."""
+        """Run a step that reads set `side` once, capture it, and return it.
+
+        For full rings, the step is compiled first. If compilation or the capture fails, the step runs without it, and
+        a warning is logged.
+        """
         if full:
             log.info("%s: compiling the step for %d streams, which may take minutes", self.name, states.layout.batch)
             try:
@@ -231,7 +235,7 @@ class TorchGraphBackend(DeviceBackend):
         return work
 
     def _tensors(self, addresses: Addresses, states: RingStates) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the tensors that a step reads and those that it writes, with saved slots in place of rings."""
+        """Return the tensors that a step reads, and those that it writes, where a saved slot replaces each ring."""
         read = [self.gpu.over(addresses[one.name], one) for one in _by_name(states.layout)]
         written = [self.gpu.over(addresses[contract.NEXT + one.name], one) for one in _by_name(states.in_set)]
         return read, written
@@ -258,7 +262,7 @@ class TorchGraphBackend(DeviceBackend):
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Raise errors of PyTorch as E3DError."""
+        """Raise PyTorch errors as E3DError."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -274,7 +278,7 @@ class TorchGraphBackend(DeviceBackend):
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
         forecast, state = clip_by_steps(self, context, self.bundle.horizon)
-        self.cuda.forget_time()  # It covers only the last step.
+        self.cuda.forget_time()  # The timing covers only the last step.
         return forecast, state
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:

@@ -1,7 +1,7 @@
 """PyTorch step with rings of past cell states, which reads and writes tensors at fixed addresses.
 
-It is the counterpart of `compose.step_graph` in ONNX. All shapes are fixed, and the next states are written to tensors
-that the caller passes, so that the step can be compiled once and captured as a CUDA graph.
+The ONNX counterpart of this step is `compose.step_graph`. All shapes are fixed, and the next states are written to
+tensors that the caller passes, so that the step can be compiled once and captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,7 +23,7 @@ LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 fp32 and tf32 both use float32; `tf32.arithmetic` selects between them.
 """
 FORMS = 64
-"""Number of compiled forms of the ring step that PyTorch may keep."""
+"""Maximum number of compiled forms of the ring step; PyTorch compiles one per network and batch size."""
 UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention kernels for full rings, in order of preference.
 
@@ -216,7 +216,7 @@ def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
     is a setting of the application and, in newer versions, of the thread.
 
     Args:
-        how: more arguments of `torch.compile`.
+        how: further arguments of `torch.compile`.
     """
     step: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
 

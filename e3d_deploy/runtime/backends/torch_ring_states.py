@@ -24,14 +24,14 @@ from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 
 
 class RingState(DeviceState):
-    """State of one or more streams, with the counters that the host keeps of it."""
+    """State of one or more streams, with a host copy of its counters."""
 
     __slots__ = ("owner", "written")
 
     def __init__(self, block: Block, lender: Cuda | None, owner: "RingStates", written: NDArray[np.int32]) -> None:
         super().__init__(block, lender)
         self.owner = owner
-        """Owner of the sets that may contain this state."""
+        """Object whose sets may contain this state."""
         self.written = written
         """Counters of the rings, [B]: a host copy of the tensor `written` of `contract.states`."""
 
@@ -40,7 +40,7 @@ class RingStates(StateSets):
     """States of `batch` streams, in two sets that share their rings.
 
     Args:
-        dtype: type of the rings, the same as that of the matrix products that read the rings. Host copies of the rings
+        dtype: type of the rings, equal to the type of the matrix products that read the rings. Host copies of the rings
             are always float32.
     """
 
@@ -156,7 +156,7 @@ class RingStates(StateSets):
                 )
 
     def _parts(self, memory: Memory) -> tuple[Memory, Memory]:
-        """Split the memory of a whole state into the part without rings and the part with the rings."""
+        """Split the memory of a whole state into the memory of all other tensors and the memory of the rings."""
         first = self.others_nbytes
         return self.cuda.part(memory, 0, first), self.cuda.part(memory, first, self.layout.nbytes - first)
 

@@ -1,1 +1,1 @@
-"""Many streams that one thread steps together, opened by `Predictor.streams`; a plain `Stream` does not use this."""
+"""Streams that one thread steps together, opened by `Predictor.streams`; plain streams do not use this package."""

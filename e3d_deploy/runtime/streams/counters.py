@@ -38,7 +38,7 @@ class Counters:
     """Counters of one stream, or of all streams together.
 
     Args:
-        last: number of the most recent pictures, and of forecasts, that the percentiles cover.
+        last: the percentiles cover this number of the most recent pictures, and the same number of forecasts.
     """
 
     def __init__(self, last: int) -> None:

@@ -1,9 +1,9 @@
 """Queues of the streams: pictures, forecasts and jobs, which are done in the order of the calls.
 
-Callers append an item to a queue of their stream, and then a message to the mailbox. One thread, which also steps the
-streams, reads the messages and takes items out of the queues. The thread takes no lock. A caller that holds the lock
-may be interrupted by a finalizer or a signal handler that makes a call and waits for the thread; the thread still makes
-progress. A caller that Ctrl-C interrupts has either appended its item and its message, or neither.
+Callers append an item to a queue of their stream, and then put a message into the mailbox, a queue that all streams
+share. One thread, which also steps the streams, reads the messages and takes items out of the queues. The thread takes
+no lock: a finalizer or a signal handler may interrupt a caller that holds the lock, make a call, and wait for the
+thread, which must then make progress. After Ctrl-C, a caller has appended both its item and its message, or neither.
 """
 
 import math
@@ -26,10 +26,10 @@ from e3d_deploy.runtime.streams.waiting import Bell, Reply, sleep
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
 """Behavior of a push to a full queue.
 
-Wait for room, drop the oldest picture in the queue, drop the pushed picture, or raise an error.
+In the order of the names: wait for room, drop the oldest picture in the queue, drop the pushed picture, raise an error.
 """
 LAST = 4096
-"""Number of the most recent pictures, and of forecasts, that the percentiles over all streams cover."""
+"""The percentiles over all streams cover this number of the most recent pictures, and the same number of forecasts."""
 ITEMS = (Push, Forecast, Job)
 MAX_REQUESTS = 64
 """Number of queued requests at which a stream accepts no further forecast."""
@@ -38,7 +38,7 @@ MAX_REQUESTS = 64
 class Queues:
     """Queues of all streams. Any thread may append items; only the thread that steps the streams takes items out.
 
-    The exception is a push with the policy `drop-oldest`, which drops the oldest picture of a full queue.
+    The exception is a push with the policy `drop-oldest`, which removes the oldest picture from a full queue.
 
     Args:
         max_wait_ms: maximum time that a picture waits for pictures of other streams (ms).
@@ -66,13 +66,13 @@ class Queues:
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         """Messages: an appended item, a closed stream, a `Gone`, a `Reply` for `drain`, or None to wake the thread."""
         self.streams: dict[ScheduledStream, Gone] = {}
-        """Streams, each with a weak reference to the user's object; closed streams until the thread removes them."""
+        """Streams, each with a weak reference to the user's object. The thread removes closed streams."""
         self.closing = False
         self.broken = ""
         """Error that ended the thread; empty if there was no error."""
         self.counters = Counters(LAST)
         self.bell = Bell()
-        """Rings when the thread has ended, and when it has nothing left to do at the end of Python."""
+        """Wakes callers that wait until the thread has ended or, during interpreter shutdown, is idle."""
         self.ended = True
         """True before the thread starts and after it has ended."""
         # Only the thread that steps the streams uses the attributes below.
@@ -90,21 +90,21 @@ class Queues:
         self.dropped = False
         """True once the `Streams` object was dropped without `close`."""
         self.draining: list[Reply[None]] = []
-        """Replies that calls of `drain` wait for."""
+        """Replies that calls to `drain` wait for."""
         self.ignores_messages = False
         """True once Python is shutting down and only messages of exit handlers are read."""
 
     # Any thread may call the methods below.
 
     def check(self, stream: ScheduledStream | None = None, *, healthy: bool = True) -> None:
-        """Check that this thread may use the streams, and `stream`, at this moment.
+        """Check that this thread may use the streams now, and, if it is given, `stream`.
 
         Args:
             healthy: also refuse a stream that has failed.
 
         Raises:
-            StreamError: the streams or the stream were closed, this process was forked, Python is shutting down, the
-                call would wait for itself, or the stream has failed.
+            StreamError: the streams or `stream` were closed; or this process was forked; or Python is shutting down; or
+                the call would wait for itself; or `stream` has failed.
         """
         process.check_usable(self.pid)
         if threading.get_ident() == self.thread_id:
@@ -152,8 +152,8 @@ class Queues:
         """Append a picture to the queue of a stream; the caller must not change the picture's memory afterwards.
 
         Raises:
-            StreamError: the stream was closed or has failed, its queue is full and the policy is `refuse`, or there was
-                no room within `timeout`.
+            StreamError: the stream was closed or has failed; or its queue is full and the policy is `refuse`; or there
+                was no room within `timeout`.
         """
         came = time.perf_counter()
         deadline = math.inf if deadline_ms is None else came + deadline_ms / 1000
@@ -186,14 +186,14 @@ class Queues:
         return True
 
     def ask(self, request: Forecast | Job, timeout: Timeout | None, what: str) -> None:
-        """Append a request to the queue of its stream; its turn comes after all pictures that were pushed before.
+        """Append a request to the queue of its stream; it is due once all pictures pushed before it are done.
 
         Args:
             timeout: time that a forecast may wait for room with the policy `block`; None does not wait.
             what: name of the call, for errors.
 
         Raises:
-            StreamError: the stream was closed or has failed, or the queue has no room for another forecast.
+            StreamError: the stream was closed; or, for a forecast, the stream has failed or its queue has no room.
         """
         stream, is_forecast = request.stream, isinstance(request, Forecast)
         while True:
@@ -227,7 +227,7 @@ class Queues:
             raise timeout.error(what)
 
     def _message(self, content: "Push | Forecast | Job | ScheduledStream") -> Any:
-        """Return the message to put into the mailbox; during shutdown, marked as a message of an exit handler.
+        """Return the message to put into the mailbox: `content`, or during shutdown an `AtExit` with the content.
 
         Raises:
             StreamError: Python is shutting down, and this thread does not run the exit handlers.
@@ -254,7 +254,7 @@ class Queues:
         self.mailbox.put(None)
 
     def drain(self) -> None:
-        """Make the thread drop all queued items, and wait until it has nothing to do; called at the end of Python."""
+        """Make the thread drop all queued items, and wait until it is idle; called during interpreter shutdown."""
         reply: Reply[None] = Reply()
         self.mailbox.put(reply)
         self.bell.wait(lambda: reply.done or self.ended)
@@ -323,7 +323,7 @@ class Queues:
             stream.requests.popleft().reply.give(StreamError(str(error)))
 
     def _drop_before(self, stream: ScheduledStream, job: Job | None, reason: str, error: StreamError) -> None:
-        """Drop all pictures and forecasts that were requested before `job`, or all if `job` is None."""
+        """Drop all queued pictures and forecasts that came before `job`; if `job` is None, drop all of them."""
         while (push := first(stream.pictures)) is not None and (job is None or push.number <= job.turn):
             if self._remove(push):
                 self.drop(stream, reason)
@@ -360,7 +360,7 @@ class Queues:
         self.failed.discard(stream)
 
     def delay(self) -> float:
-        """Return the time to wait for more streams before the next step (s); infinite if no stream is ready."""
+        """Return the time to wait for more streams before the next step (s); infinite if there is nothing to do."""
         if self.forecasts or self.jobs:
             return 0
         if not self.waiting:
@@ -370,7 +370,7 @@ class Queues:
         return max(0.0, self.first + self.max_wait - time.perf_counter())
 
     def take_jobs(self) -> Iterator[Job]:
-        """Yield the jobs whose turn has come and whose caller still waits."""
+        """Yield the jobs that are due and whose callers still wait."""
         for stream in list(self.jobs) if self.jobs else ():
             for job in _jobs(stream):
                 if job.drops and job.claim("thread"):
@@ -386,7 +386,7 @@ class Queues:
         """Return the items of the next steps: the next picture of each stream, and all forecasts in progress.
 
         Args:
-            begin: function that is called with each forecast whose turn has come.
+            begin: function that is called with each forecast that is due.
         """
         now = time.perf_counter()
         pushes = [push for stream in self.waiting if (push := self._next_push(stream, begin, now)) is not None]
@@ -422,7 +422,7 @@ class Queues:
     def in_time(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows that may be stepped now.
 
-        Rows of pictures that failed are left out. A picture whose deadline passed before its first step is dropped.
+        Rows of pictures that failed are skipped. A picture whose deadline passed before its first step is dropped.
         """
         now = time.perf_counter()
         for row in rows:
@@ -438,9 +438,10 @@ T = TypeVar("T")
 
 
 def first(queue: "deque[T]") -> T | None:
-    """Return the first item of a queue, or None.
+    """Return the first item of a queue, or None if the queue is empty.
 
-    Only the thread that steps the streams may call this: other threads never empty a queue.
+    Only the thread that steps the streams may call this function. Other threads never remove the last item, so the
+    queue cannot become empty between the test and the access.
     """
     return queue[0] if queue else None
 

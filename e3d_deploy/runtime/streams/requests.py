@@ -1,4 +1,4 @@
-"""Records that callers and the thread that steps the streams exchange: streams, pictures, forecasts and jobs."""
+"""Records exchanged between callers and the thread that steps the streams: streams, pictures, forecasts and jobs."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from e3d_deploy.runtime.streams.counters import Counters
 from e3d_deploy.runtime.streams.waiting import Bell, Reply
 
 LAST = 256
-"""Number of the most recent pictures, and of forecasts, that the percentiles of one stream cover."""
+"""The percentiles of one stream cover this number of its most recent pictures, and the same number of its forecasts."""
 CLOSED = "stream: used after it was closed; open another"
 
 
 @dataclass(eq=False, slots=True)
 class ScheduledStream:
-    """State, queues and counters of one stream; `SlotStream` is the user's handle to it.
+    """State, queues and counters of one stream; `SlotStream` is the user's handle to the stream.
 
-    Callers append to `pictures` and `requests`, count up `newest`, and set `closed`. Only the thread that steps the
-    streams changes the other fields.
+    Callers append to `pictures` and `requests`, increment `newest`, and set `closed`. Only the thread that steps the
+    streams changes the remaining fields.
     """
 
     renewal: Renewal
@@ -44,24 +44,24 @@ class ScheduledStream:
     newest: int = 0
     """`Push.number` of the picture that was pushed last."""
     room: Bell = field(default_factory=Bell)
-    """Rings when a picture or a request leaves its queue."""
+    """Wakes callers that wait for room in one of the queues."""
     prediction: NDArray[np.float32] | None = None
     """Prediction after the last good picture, [1, C, H, W]; with `replay`, None until a forecast computes it."""
     pushed: int = 0
-    """Number of pictures that the state has seen."""
+    """Number of pictures that the stream has seen; pictures in the queue are not counted."""
     stepped: int = 0
-    """Index of the next picture in errors and logs: `pushed`, plus the pictures whose step failed."""
+    """Index of the next picture in errors and logs: `pushed`, plus the number of pictures whose step failed."""
     forecast: "Forecast | None" = None
-    """Forecast in progress; the next forecast begins after it."""
+    """Forecast in progress; the next forecast begins after this one has ended."""
     failure: StreamError | None = None
     closed: bool = False
 
 
 class Gone(ref[Any]):
-    """Weak reference to a user's object that is put into the mailbox when the object is dropped.
+    """Weak reference to a user's object, which reports to the thread that the object was freed.
 
-    The garbage collector calls `tell`, a function written in C, directly: no Python code runs that could fail or be
-    interrupted.
+    When the object is freed, Python passes this reference to `tell`, which puts it into `Queues.mailbox`. `tell` is
+    written in C, so no Python code runs that could fail or be interrupted.
 
     Args:
         owner: the user's object: a `SlotStream`, or `Streams`.
@@ -83,9 +83,9 @@ class Gone(ref[Any]):
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """State that a step is to advance.
+    """Row of the next step: a picture or a forecast, and the place of one of its states.
 
-    A picture has one row for each state of its stream, a forecast has one row.
+    A picture has one row for each state of its stream. A forecast has one row.
     """
 
     owner: "Push | Forecast"
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(eq=False, slots=True)
 class Push:
-    """Picture that was pushed, from its queue to the end of its steps."""
+    """Pushed picture; the record exists until the picture has been stepped or dropped."""
 
     stream: ScheduledStream
     seen: Frame
@@ -109,30 +109,33 @@ class Push:
     deadline: float
     """Time by which the first step must begin (s, of `time.perf_counter`)."""
     number: int
-    """Number that increases from picture to picture of a stream; numbers may be left out."""
+    """Number of the picture within its stream. Numbers increase, but an interrupted push may leave a gap."""
     rows: list[Row] = field(default_factory=list)
     """One row for each state that sees the picture, oldest state first."""
     started: float | None = None
-    """Time at which the first step began (s, of `time.perf_counter`); None before."""
+    """Time at which the first step began (s, of `time.perf_counter`); None before that step."""
     prediction: NDArray[np.float32] | None = None
     """Prediction of the oldest state that sees the picture, [1, C, H, W]."""
     finite: bool = True
     """False once a prediction of a state is not finite."""
     over: bool = False
-    """True once the picture was dropped or one of its steps failed; its other rows are not stepped."""
+    """True once the picture was dropped or one of its steps failed; its remaining rows are not stepped."""
 
 
 @dataclass(eq=False, slots=True)
 class Forecast:
     """Forecast that is queued or in progress.
 
-    A forecast starts from the state that its stream has when the forecast's turn comes. Later pictures do not change
-    it.
+    A forecast starts from the state of its stream after all pictures that were pushed before the request. Later
+    pictures do not change the forecast.
     """
 
     stream: ScheduledStream
     result: NDArray[Any]
-    """Frames or pictures of the forecast, in memory that only this object uses: the caller may give up early."""
+    """Frames or pictures of the forecast.
+
+    This is never the caller's own array: a caller that stops waiting may reuse its array while the forecast continues.
+    """
     came: float
     """Time of the request (s, of `time.perf_counter`)."""
     reply: "Reply[NDArray[Any]]" = field(default_factory=Reply)
@@ -145,37 +148,40 @@ class Forecast:
     changes: int = 0
     """`ScheduledStream.changes` when the forecast began."""
     member: Member = field(init=False)
-    """Place of the forecast's own state; set when it begins."""
+    """Place of the forecast's own state; set when the forecast begins."""
     seen: Frame = field(init=False)
     """Frame or picture that the next step takes."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Function that the thread calls when the stream has done everything that was requested before."""
+    """Function that the thread calls once everything requested earlier from the stream is done."""
 
     stream: ScheduledStream
     function: Callable[[], Any]
     came: float
     """Time of the request (s, of `time.perf_counter`)."""
     drops: bool = False
-    """True if pictures and forecasts that were requested before are dropped, and not done first."""
+    """True if the pictures and forecasts requested earlier are dropped instead of being done first."""
     reply: "Reply[Any]" = field(default_factory=Reply)
     turn: int = 0
     """`Push.number` of the last picture that must be done before this request."""
     _claims: dict[None, str] = field(default_factory=dict)
 
     def claim(self, by: Literal["thread", "caller"]) -> bool:
-        """Claim the job for the thread, which will do it, or for the caller, which gives it up.
+        """Claim the job for the thread, which is about to run it, or for the caller, which has stopped waiting.
 
         Returns:
-            True if `by` has claimed the job first; a job belongs to its first claimant.
+            True if `by` was the first to claim the job; later claims by the other side return False.
         """
         return self._claims.setdefault(None, by) == by
 
 
 @dataclass(frozen=True, slots=True)
 class AtExit:
-    """Message from the thread that runs exit handlers; at the end of Python, other messages are ignored."""
+    """Message from the thread that runs exit handlers.
+
+    During interpreter shutdown, messages about items and streams from all other threads are ignored.
+    """
 
     message: "Push | Forecast | Job | ScheduledStream"

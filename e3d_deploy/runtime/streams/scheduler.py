@@ -53,7 +53,7 @@ class Scheduler:
         self.queues, self.on_bad_output = queues, on_bad_output
         self.batcher = Batcher(backend, config)
         self.steps = dict.fromkeys(backend.sizes, 0)
-        """Number of steps so far, by the number of streams in the step."""
+        """Number of steps so far, by batch size."""
         self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
         self._owner: Gone | None = None
 
@@ -61,6 +61,9 @@ class Scheduler:
 
     def start(self, owner: object) -> None:
         """Start the thread, which ends when the streams are closed or `owner` is dropped.
+
+        Args:
+            owner: the user's `Streams` object.
 
         Raises:
             ResourceLimit: no thread can be started.
@@ -81,7 +84,7 @@ class Scheduler:
         process.wait_at_exit(self, self.queues.drain)
 
     def forecast(self, forecast: Forecast, timeout: Timeout, what: str) -> NDArray[Any]:
-        """Queue a forecast, wait for it, and return its result; it starts after everything queued before it.
+        """Queue a forecast, wait for it, and return its result; it starts once everything queued earlier is done.
 
         Args:
             what: name of the call, for errors.
@@ -106,13 +109,13 @@ class Scheduler:
         timeout: Timeout = FOREVER,
         drops: bool = False,
     ) -> T:
-        """Call a function in the thread once everything queued before is done, and return its result.
+        """Call a function in the thread once everything queued earlier is done, and return the function's result.
 
         If this call raises an error, for example because it took too long, the function does not run later.
 
         Args:
             what: name of the call, for errors.
-            drops: drop the pictures and forecasts queued before, and call the function without delay.
+            drops: drop the pictures and forecasts queued earlier, and call the function without delay.
         """
         job = Job(stream, function, time.perf_counter(), drops)
         try:
@@ -131,9 +134,9 @@ class Scheduler:
             self._settle()
 
     def _settle(self) -> None:
-        """Wait, after a call by an exit handler, until the thread is outside all libraries.
+        """After a call by an exit handler, wait until the thread is outside all libraries.
 
-        The handler may be the last one, so that the interpreter is destroyed next.
+        If the handler is the last one, the interpreter is destroyed next.
         """
         if process.is_ending():
             with suppress(StreamError):  # The calling thread runs no exit handlers, so it must not wait.
@@ -141,7 +144,7 @@ class Scheduler:
                 self.queues.drain()
 
     def begin_at(self, stream: ScheduledStream, snapshot: Snapshot | None, *, what: str) -> None:
-        """Set a stream to a snapshot, or to the initial state if `snapshot` is None, and wait until that is done.
+        """Set a stream to a snapshot, or to the initial state if `snapshot` is None; return once the stream is set.
 
         Queued pictures and forecasts are dropped. A stream that has failed becomes usable again.
         """
@@ -160,8 +163,8 @@ class Scheduler:
         """End the thread after the step in progress; all queued items fail. A second call does nothing.
 
         Args:
-            timeout_ms: maximum time to wait for the end of the thread (ms); None waits without a limit. A call in the
-                thread itself, or inside a step of another thread, does not wait.
+            timeout_ms: maximum time to wait for the end of the thread (ms); None waits without a limit. A call from the
+                thread itself, or from a thread that is inside a step, does not wait.
 
         Raises:
             StreamError: the thread did not end in time; call `close` again to wait for it.
@@ -198,7 +201,7 @@ class Scheduler:
                 queues.bell.ring()
 
     def _end(self) -> None:
-        """Free all streams; an error with one stream does not stop the others from being freed."""
+        """Free all streams; an error with one stream is logged, and the remaining streams are still freed."""
         for stream in list(self.queues.streams):
             try:
                 self._forget(stream)
@@ -230,9 +233,9 @@ class Scheduler:
         return True
 
     def _rest(self) -> None:
-        """Drop all queued items and forecasts in progress, and from then on read only messages of exit handlers."""
+        """Drop all queued items and forecasts in progress; from then on, read only messages from exit handlers."""
         queues = self.queues
-        error = StreamError("streams: Python is shutting down; make the call before, or in an exit handler")
+        error = StreamError("streams: Python is shutting down; make the call earlier, or in an exit handler")
         for stream in list(queues.streams):
             queues.clear(stream, "closed", error, jobs=True)
         for forecast in list(queues.forecasts):
@@ -251,11 +254,11 @@ class Scheduler:
     def _warn(self, what: str) -> None:
         try:
             warnings.warn(f"{what}: dropped without close; close it, or use it in a `with` block", ResourceWarning, 2)
-        except Exception as error:  # Warnings may be errors, or cannot be shown. No caller could catch the error here.
+        except Exception as error:  # A filter turned the warning into an error, which no caller could catch here.
             self._log(logging.WARNING, str(error))
 
     def _log(self, level: int, text: str, *, exc_info: BaseException | None = None) -> None:
-        """Log a message, and survive a log handler that raises an error."""
+        """Log a message; if a log handler raises an error, print the error and continue."""
         try:
             log.log(level, "%s", text, exc_info=exc_info)
         except Exception:
@@ -264,7 +267,7 @@ class Scheduler:
                     traceback.print_exc()
 
     def _rows(self, runner: Push | Forecast) -> list[Row]:
-        """Return the rows of a picture or a forecast in this round; a picture of a `replay` stream has none."""
+        """Return the rows of a picture or a forecast in this round; a picture of a `replay` stream has no rows."""
         if isinstance(runner, Forecast):
             return [Row(runner, runner.member)]
         stream = runner.stream
@@ -393,7 +396,7 @@ class Scheduler:
         stream.members, stream.prediction = [], None
 
     def _begin(self, forecast: Forecast) -> None:
-        """Start a forecast whose turn has come, from the present state of its stream."""
+        """Start a forecast that is due, from the current state of its stream."""
         stream = forecast.stream
         if forecast.reply.unwanted:
             return
@@ -408,7 +411,7 @@ class Scheduler:
                 forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
             else:
                 forecast.member = Member(stream.members[0].batch, stream.members[0].row)
-        except Exception as error:  # such as a lack of memory; the stream is unaffected
+        except Exception as error:  # Memory may run out, for example. The stream is unaffected.
             forecast.reply.give(translated(error))
             return
         stream.forecast, forecast.changes = forecast, stream.changes
@@ -430,7 +433,7 @@ class Scheduler:
     def _add_frame(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
             pictures.write_frame(prediction[0], forecast.result[forecast.number])
-        except Exception as error:  # such as a lack of memory; the stream is unaffected
+        except Exception as error:  # Memory may run out, for example. The stream is unaffected.
             self._finish(forecast, translated(error))
             return
         forecast.number, forecast.seen = forecast.number + 1, prediction
@@ -478,7 +481,7 @@ class Scheduler:
         return [f"streams: the prediction after frame {frame} of a stream is not finite ({self.on_bad_output})"]
 
     def _handle_error(self, runner: Push | Forecast, error: Exception) -> None:
-        """Fail the stream of a picture, or a forecast, after its step raised an error."""
+        """Handle an error in a step: mark the picture's stream as failed, or end the forecast with the error."""
         cause = translated(error)
         # Log the traceback as text, and then remove it from the error: a traceback refers to stack frames, which refer
         # to states, and a log record or a caller may hold the error for long.
@@ -512,7 +515,7 @@ class Scheduler:
         )
 
     def fork(self, stream: ScheduledStream, other: ScheduledStream) -> None:
-        """Set `other` to the position of `stream`; runs as a job."""
+        """Make `other` continue from the current state of `stream`; runs as a job."""
         self._leave(other)
         other.members = [Member(member.batch, member.row) for member in stream.members]
         other.frames = stream.frames.copy()

@@ -23,9 +23,9 @@ from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, awaited
 
 
 class Streams:
-    """Streams that share a backend; a thread of its own steps all streams that are ready in one call of the backend.
+    """Streams that share a backend. One thread steps all streams that are ready, in one call to the backend.
 
-    Any thread may use the object and its streams. Close the object, or leave its `with` block. An object that is
+    Any thread may use the object and its streams. Call `close`, or use the object in a `with` block. An object that is
     dropped without being closed closes itself, with a ResourceWarning.
 
     Args:
@@ -41,11 +41,11 @@ class Streams:
             the queue, `drop-newest` drops the pushed picture, `refuse` raises StreamError. For a camera, use
             `drop-oldest` and a queue of 1.
         on_bad_output: handling of a stream whose prediction is not finite. With `raise` the stream fails; with `hold`
-            it ignores the picture and continues from its last good one; with `reset` it returns to the initial state.
+            the stream stays in the state before the picture; with `reset` the stream returns to the initial state.
         memory_limit_bytes: maximum memory of the states of all streams (bytes); None sets no limit.
 
     Raises:
-        ConfigError: `policy` or `on_bad_output` is unknown, a number is invalid, or the backend cannot step a single
+        ConfigError: `policy` or `on_bad_output` is unknown; or a number is invalid; or the backend cannot step a single
             stream.
         ResourceLimit: `memory_limit_bytes` is too small for one stream, or no thread can be started.
     """
@@ -89,10 +89,12 @@ class Streams:
 
         Raises:
             ConfigError: `renewal` is invalid.
-            ResourceLimit: `max_streams` streams are open, or another stream could exceed `memory_limit_bytes` or the
-                free memory.
-            StreamError: the snapshot belongs to another network or has another renewal, or the streams were closed.
-            SnapshotError: the snapshot is damaged, or its states do not have the form of the network's states.
+            ResourceLimit: `max_streams` streams are open; or another stream could exceed `memory_limit_bytes`; or there
+                is not enough memory for the states of the snapshot.
+            StreamError: the snapshot belongs to another network; or its renewal differs from `renewal`; or the streams
+                were closed.
+            SnapshotError: the snapshot is damaged; or the names, shapes or types of its states differ from those of the
+                network's states.
         """
         own = self.renewal if renewal is None else Renewal.parse(renewal, self.renewal.context_length)
         if snapshot is not None:
@@ -117,9 +119,9 @@ class Streams:
         """Return an upper bound on the memory that the states of `streams` streams take (bytes).
 
         Each stream is assumed to have a forecast in progress. A state and a forecast take one row each. During a step,
-        the same number of rows that other members have just left may still be in memory, and the step writes one state
-        and may gather another. The streams usually take a third of this bound. The renewal decides the number of states
-        per stream; pictures in queues, and pictures that `replay` streams store, are not counted.
+        an equal number of rows that are no longer in use may still be in memory. The step also writes one batch, and
+        may gather another batch first. The streams usually take a third of this bound. The renewal decides the number
+        of states per stream. Pictures in queues, and pictures that `replay` streams store, are not counted.
         """
         return self._bytes(streams * (self.renewal.states + 1))
 
@@ -171,7 +173,7 @@ class Streams:
 
         Raises:
             StreamError: the step did not finish in time. The streams close after the step; call `close` again to wait
-                for it.
+                for that.
         """
         self.scheduler.close(timeout_ms)
 
@@ -199,7 +201,8 @@ class SlotStream:
     - if the stream was closed, or the process was forked after the streams were created;
     - if the call would wait for itself: in the thread that steps the streams, and in a finalizer or a signal handler
       that interrupts a step of its own thread. Outside a step, finalizers and signal handlers may make any call, even
-      during a call of the same stream. The backend `torch` has no such restriction, as it runs several calls at a time;
+      during a call to the same stream. The backend `torch` has no such restriction, because it allows several calls at
+      a time;
     - if the stream has failed; the error gives the reason. `reset`, `restore`, `snapshot` and `fork` still work.
 
     `timeout_ms` limits the duration of a call (ms). A call that exceeds the limit raises StreamError and has no effect
@@ -225,19 +228,20 @@ class SlotStream:
         return self._scheduled.renewal.age(self._scheduled.pushed)
 
     def push(self, picture: Any, *, deadline_ms: float | None = None, timeout_ms: float | None = None) -> None:
-        """Append a copy of the next picture to the queue, [H, W, C], uint8 or float in [0, 1].
+        """Append a copy of the next picture to the queue.
 
         Args:
-            picture: a NumPy array, or an array of another library that supports DLPack, in host memory.
-            deadline_ms: maximum time until the picture's step begins (ms). A picture that is later is dropped and
+            picture: [H, W, C], uint8 or float in [0, 1]; a NumPy array, or an array of another library that supports
+                DLPack, in host memory.
+            deadline_ms: maximum time until the picture's step begins (ms). After that time the picture is dropped and
                 counted as `late`; None sets no limit.
             timeout_ms: maximum time to wait for room in the queue with the policy `block` (ms); None waits without a
                 limit.
 
         Raises:
             ConfigError: `deadline_ms` or `timeout_ms` is not a finite number of 0 or more.
-            ShapeError: the picture has another size or type, is on a GPU, or holds values that are masked, not finite
-                or outside [0, 1].
+            ShapeError: the picture has an unexpected size or type; or is on a GPU; or contains values that are masked,
+                not finite or outside [0, 1].
             ResourceLimit: there is not enough memory for the copy.
             StreamError: the queue is full and the policy is `refuse`, or there was no room in time.
         """
@@ -268,8 +272,8 @@ class SlotStream:
             ConfigError: `horizon` is below 1, or `timeout_ms` is not a finite number of 0 or more.
             ShapeError: `out` is not a writable uint8 array of this shape.
             ResourceLimit: there is not enough memory for the pictures.
-            StreamError: no picture was pushed yet, a step failed, a prediction is not finite, the call took too long,
-                or the maximum number of forecasts is queued and the policy is not `block`.
+            StreamError: no picture was pushed yet; or a step failed; or a prediction is not finite; or the call took
+                too long; or the maximum number of forecasts is queued, and the policy is not `block`.
         """
         return self._forecast(horizon, np.uint8, out, timeout_ms, "predict")
 
@@ -357,8 +361,9 @@ class SlotStream:
         A stream that has failed can be used again afterwards.
 
         Raises:
-            StreamError: the snapshot belongs to another network, or has another renewal than the stream.
-            SnapshotError: the snapshot is damaged, or its states do not have the form of the network's states.
+            StreamError: the snapshot belongs to another network, or its renewal differs from the stream's renewal.
+            SnapshotError: the snapshot is damaged; or the names, shapes or types of its states differ from those of the
+                network's states.
             ResourceLimit: there is not enough memory for the states.
         """
         self._streams.owner.check(snapshot)
@@ -368,7 +373,7 @@ class SlotStream:
     def snapshot(self, *, timeout_ms: float | None = None) -> Snapshot:
         """Return a snapshot of the stream after all pushed pictures.
 
-        The snapshot of a stream that has failed is that after its last good picture.
+        For a stream that has failed, it is the snapshot after the last good picture.
 
         Args:
             timeout_ms: maximum duration of the call (ms); None waits without a limit.
@@ -386,14 +391,15 @@ class SlotStream:
         )
 
     def fork(self) -> "SlotStream":
-        """Open another stream that continues from the position of this stream.
+        """Open another stream that continues from the current state of this stream.
 
         The two streams share their states until one of them takes its next step.
 
         Raises:
             ResourceLimit: the limits of `Streams.open` allow no other stream.
         """
-        # The stream's own renewal: its context length may come from a snapshot and differ from the default.
+        # The renewal is that of this stream, because its context length may come from a snapshot and differ from the
+        # default.
         fork = self._streams._add(self._scheduled.renewal)
         try:
             self._scheduler.call(
@@ -418,7 +424,7 @@ class SlotStream:
         """Close the stream and drop its queued pictures and forecasts; a second call does nothing.
 
         The memory of the stream is freed after the step in progress. The call never waits, and may be made anywhere,
-        also in a finalizer or a signal handler.
+        even in a finalizer or a signal handler.
         """
         self._scheduler.end(self._scheduled)
 
@@ -437,7 +443,7 @@ def _timeout(timeout_ms: float | None) -> Timeout:
 
 
 def _written(result: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-    """Return a finished forecast, copied to the caller's array `out` unless that is None."""
+    """Return a finished forecast; if the caller gave an array `out`, copy the forecast to it and return `out`."""
     if out is None:
         return result
     out[...] = result

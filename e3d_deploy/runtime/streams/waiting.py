@@ -1,8 +1,8 @@
-"""Bells, replies and coroutines for waiting, which a finalizer, a signal handler or Ctrl-C may interrupt anywhere.
+"""Bells, replies and coroutines, with which callers wait for another thread.
 
-`threading.Condition`, `Event` and `Future` take their locks in Python code, where Ctrl-C can leave the lock taken
-for ever. The classes of this module hold no lock. They sleep in a `SimpleQueue`, which is written in C and may be
-entered again at any moment.
+Finalizers, signal handlers and Ctrl-C may interrupt the wait anywhere. `threading.Condition`, `Event` and `Future` take
+their locks in Python code, where Ctrl-C can leave the lock taken forever. The classes of this module hold no lock. They
+sleep in a `SimpleQueue`, which is written in C and reentrant.
 """
 
 import threading
@@ -96,7 +96,7 @@ class Reply(Generic[T]):
     def when_done(self, wake: Callable[[], object]) -> None:
         """Register a function that is called once the result is set, by the thread that sets it.
 
-        If the result is set at this moment, the function may be called twice, the second time by this thread.
+        If the result is set during this call, the function may be called twice, the second time by this thread.
         """
         self._bell.add(wake)
         if self.done:

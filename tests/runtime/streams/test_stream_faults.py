@@ -194,7 +194,7 @@ def test_no_memory_to_part_from_others_is_no_harm(
         slots[1].close()
         slots[0].wait()
         slots[0].wait()
-        assert "memory for 2 rows stays in use for 1 streams" in caplog.text
+        assert "memory for 2 rows stays in use for 1 states" in caplog.text
         monkeypatch.undo()
         np.testing.assert_array_equal(pushed(slots[0], 20).forecast(2), alone([10, 20], 2))
 
