@@ -191,7 +191,7 @@ class Cuda:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """If the `with` block fails, free all memory that the block allocated."""
+        """Free all memory that the `with` block allocated, if the block fails."""
         before = set(self._owned)
         try:
             yield

@@ -134,9 +134,9 @@ class Scheduler:
             self._settle()
 
     def _settle(self) -> None:
-        """After a call by an exit handler, wait until the thread is outside all libraries.
+        """Wait until the thread is outside all libraries, if an exit handler made the call.
 
-        If the handler is the last one, the interpreter is destroyed next.
+        If that handler is the last one, the interpreter is destroyed next.
         """
         if process.is_ending():
             with suppress(StreamError):  # The calling thread runs no exit handlers, so it must not wait.

@@ -1,4 +1,4 @@
-"""Streams at the end of Python and in forked processes."""
+"""Streams during interpreter shutdown and in forked processes."""
 
 import os
 import signal
