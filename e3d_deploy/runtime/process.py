@@ -131,7 +131,7 @@ def _at_exit() -> None:
         if pid == os.getpid():
             try:
                 wait()
-            except Exception:  # Continue, to wait for the calls of the other objects.
+            except Exception:  # Continue, because calls to other objects may be in progress too.
                 log.exception("runtime: waiting for calls in progress failed, so the process may abort")
 
 

@@ -351,7 +351,7 @@ def check_contract(bundle: Bundle) -> None:
     """Check that the inputs and outputs of the step graph are the frame of the config and the states of the manifest.
 
     Raises:
-        BundleError: a tensor is missing or unexpected, or has another shape or type.
+        BundleError: a tensor is missing or unexpected, or has an unexpected shape or type.
     """
     frame, entry = contract.frame(bundle.config, bundle.batch), bundle.entry("step")
     for direction, listed, first, prefix in (

@@ -39,7 +39,7 @@ def exclusive(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B,
 
     @wraps(method)
     def call(self: B, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # In a forked process the lock may be held for ever, by a thread that exists only in the parent.
+        # In a forked process, the lock may stay locked forever, because its holder exists only in the parent.
         self.check_open()
         with self.lock:
             self.check_open()

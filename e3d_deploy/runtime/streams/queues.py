@@ -60,7 +60,7 @@ class Queues:
         self.pid = os.getpid()
         self.thread_id: int | None = None
         """Id of the thread that steps the streams; None before it starts."""
-        # Only callers take the lock, and they never wait while they hold it. It is reentrant, because a finalizer or a
+        # Only callers take the lock, and no caller waits with the lock held. It is reentrant, because a finalizer or a
         # signal handler may interrupt the holder and take the lock again in the same thread.
         self.lock = threading.RLock()
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
@@ -346,7 +346,7 @@ class Queues:
         return True
 
     def fail(self, stream: ScheduledStream, failure: StreamError) -> None:
-        """Mark a stream as failed, and drop its queued pictures and forecasts."""
+        """Mark a stream as failed, and drop its queued pictures and forecasts; a closed stream is left unchanged."""
         if not stream.closed:
             stream.failure = failure
             self.failed.add(stream)
