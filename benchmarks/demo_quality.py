@@ -66,7 +66,7 @@ def clips(exhibit: Exhibit, form: Form) -> tuple[str, Iterable[Frames]]:
     if exhibit is FILM:
         windows = film_windows(form)
         frames = (to_frames(clip, image_size=form.image_size, channels=form.channels) for clip in windows)
-        return f"pedestrians.mp4, {task}, all windows, which overlap", frames
+        return f"pedestrians.mp4, {task}, all overlapping windows", frames
     data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
     return f"Moving MNIST, {task}, seed {TEST_SEED}", (data[index].numpy() for index in range(SEQUENCES))
 

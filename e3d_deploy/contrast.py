@@ -57,7 +57,7 @@ def blankness(frames: Iterable[NDArray[np.float32]], *, fewest: int, changed: in
             f"has no frame with a contrast above {contrast * 255:.0f} of 255 grey levels, at least "
             f"{MIN_CONTRAST * 255:.0f} are needed"
         )
-    by = f" (that differ in {changed} pixels or more)" if changed > 1 else ""
+    by = f" (distinct means: differs in {changed} pixels or more)" if changed > 1 else ""
     return f"has {len(kept)} distinct frame{'s' * (len(kept) != 1)}{by}, at least {fewest} are needed"
 
 

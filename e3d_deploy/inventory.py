@@ -11,7 +11,7 @@ from e3d_deploy.tensorrt_library import library, unsupported_reason
 
 
 def has_library(module: str) -> bool:
-    """Return True if a module or `MODULE_bindings` can be imported; NVIDIA's modules only wrap their bindings."""
+    """Return True if a module or `MODULE_bindings` can be imported; NVIDIA ships the bindings separately."""
     return libraries.is_importable(module) or libraries.is_importable(f"{module}_bindings")
 
 
@@ -75,7 +75,8 @@ def _gpu() -> str | None:
         driver = ".".join(map(str, system.get_user_mode_driver_version()))
         return f"{device.name}, compute capability {_capability(device)}, driver for CUDA {driver}"
     except Exception:
-        # The type depends on the cause: no GPU, or an old cuda.core. `e3d doctor` must continue in both cases.
+        # The type of the exception depends on the cause: no GPU, or an old cuda.core. `e3d doctor` must continue
+        # in both cases.
         return None
 
 

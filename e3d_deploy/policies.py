@@ -26,7 +26,8 @@ class Budget:
         for name, value in self.to_dict().items():
             if not 0 <= value < float("inf"):
                 raise ConfigError(
-                    f"budget: got {value!r} for {name}, expected 0 or more; omit {name} to skip the check"
+                    f"budget: got {value!r} for {name}, expected a finite number of at least 0; omit {name} to skip "
+                    "the check"
                 )
 
     def to_dict(self) -> dict[str, float]:

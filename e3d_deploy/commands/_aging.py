@@ -196,7 +196,7 @@ def show_renewals(compared: "Comparison") -> None:
     first, last = compared.positions[0], compared.positions[-1]
     columns = ("age of the state", "MSE per frame", f"relative to {REFERENCE}", "worst MSE", "steps per frame")
     click.echo()
-    click.echo(f"renewals, compared at forecasts after {first} to {last} frames of a stream:")
+    click.echo(f"renewals, compared by forecasts that start after {first} to {last} frames of a stream:")
     table(["renewal", *columns, "steps per forecast"], rows)
 
 

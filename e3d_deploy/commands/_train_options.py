@@ -119,7 +119,8 @@ OPTIONS = (
     option(
         "--resume-or-new",
         is_flag=True,
-        help="Resume the run with these options, or start a new run in the first free folder: NAME, NAME-2 and so on.",
+        help="Resume the run that was started with these options, or start one in the first free folder: NAME, NAME-2 "
+        "and so on.",
     ),
     option("--recipe", type=click.Choice(list(RECIPES)), default=DEFAULTS["recipe"], help="Set of training settings."),
     option(

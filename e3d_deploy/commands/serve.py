@@ -45,8 +45,8 @@ EXAMPLES = (
 @option(
     "--renewal",
     metavar="RULE",
-    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (of the last frames "
-    "for each forecast).",
+    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (the last frames are "
+    "replayed for each forecast).",
     show_default="chosen by the measured decay",
 )
 @BACKEND

@@ -94,8 +94,8 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
 @option(
     "--renewal",
     metavar="RULE",
-    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (of the last frames "
-    "for each forecast).",
+    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (the last frames are "
+    "replayed for each forecast).",
     show_default="chosen by the measured decay",
 )
 @option("--reset-on", type=click.Choice(["cut"]), help="Reset the state when the scene changes.")

@@ -390,7 +390,7 @@ def _will_swap_sides(image: Any) -> bool:
 
 
 def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path) -> None:
-    """Predict from their headers how pictures will be converted, and log it.
+    """Log how pictures will be converted, as far as their headers show it.
 
     Unreadable files are ignored, because decoding them will report the error.
     """

@@ -37,7 +37,7 @@ def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
     if "<OME" in description:
         sizes = {_AXIS_OF_OME[axis]: int(size) for axis, size in reversed(_SIZE_IN_OME.findall(description))}
         sizes["channels"] = sizes.get("channels", 1) // samples  # OME counts the samples of a pixel as channels
-        # If the numbers differ, the description covers several files, of which this is one.
+        # If the sizes do not multiply to the number of pages, the description covers several files.
         return _why_several(sizes) if prod(sizes.values()) == pages else None
     return _by_tifffile(description, pages) if description.startswith('{"shape"') else None
 

@@ -49,8 +49,8 @@ def decay_ages(context_length: int, ages: Iterable[int] | None = None) -> tuple[
 
     Args:
         context_length: length of the context in training (frames).
-        ages: ages to measure; None for the default ages `card.AGES`, and for `card.REACH` times `context_length`, the
-            age that a verdict on the decay needs.
+        ages: ages to measure; None for `card.AGES` and `card.REACH` · `context_length`. A verdict on the decay needs
+            the latter.
 
     Raises:
         ConfigError: an age or `context_length` is below 1.

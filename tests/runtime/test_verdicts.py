@@ -66,7 +66,7 @@ def test_a_backend_gets_no_verdict_against_itself(bundle_path: Path, tmp_path: P
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -0.1])
 def test_a_budget_is_a_number_from_0_on(number: float) -> None:
-    with pytest.raises(ConfigError, match="for dpsnr, expected a number from 0 on"):
+    with pytest.raises(ConfigError, match="for dpsnr, expected a finite number of at least 0"):
         Budget(dpsnr=number)
 
 

@@ -105,7 +105,7 @@ def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
 def _streams(sidecar: EngineSidecar) -> str | None:
     """Return the buckets of an engine as text from `profile`; None if the sidecar does not record them.
 
-    The default buckets of every graph are returned as those of the rollout.
+    The default buckets of the graphs count as equal, because each default suits its graph.
     """
     built = None if sidecar.parts is None else sidecar.parts.get("profile")
     # By default only the step graph has a bucket for batch size 2, because renewal steps two states in one call.

@@ -83,7 +83,7 @@ class Gone(ref[Any]):
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """Row of the next step: a picture or a forecast, and the place of one of its states.
+    """Row of the next step: a picture or a forecast, with the batch and row of one of its states.
 
     A picture has one row for each state of its stream. A forecast has one row.
     """
@@ -181,7 +181,7 @@ class Job:
 class AtExit:
     """Message from the thread that runs exit handlers.
 
-    During interpreter shutdown, messages about items and streams from all other threads are ignored.
+    During interpreter shutdown, messages about pictures, forecasts and streams from all other threads are ignored.
     """
 
     message: "Push | Forecast | Job | ScheduledStream"

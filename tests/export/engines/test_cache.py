@@ -516,7 +516,7 @@ def test_the_commands_of_the_cache(trt: FakeTensorRT, bundle_path: Path, tmp_pat
     assert f"`e3d cache rm {keys[0][:12]} --cache {folder}` removes them" in damaged.stderr
     assert e3d("cache", "rm", keys[0][:12], "--cache", folder).stdout == f"{keys[0]}\n"
     assert "matches no keys" in e3d("cache", "rm", keys[0][:12], "--cache", folder, code=2).stderr
-    assert "give keys or --all" in e3d("cache", "rm", "--cache", folder, code=2).stderr
+    assert "give the keys of engines, or --all" in e3d("cache", "rm", "--cache", folder, code=2).stderr
     e3d("cache", "rm", "--all", "--cache", folder)
     assert EngineCache(folder).keys() == []
 
@@ -540,7 +540,7 @@ def test_a_home_that_cannot_hold_a_cache_does_not_fail_the_build(
     (tmp_path / "home").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     built = e3d("build", bundle_path, "--target", "tensorrt-rtx")
-    assert "the engines are not cached: " in built.stderr
+    assert "the engine cache is not used: " in built.stderr
     asked_for = e3d("build", bundle_path, "--target", "tensorrt-rtx", "--cache", tmp_path / "home", code=1)
     assert asked_for.stderr.startswith("Error: ")
 

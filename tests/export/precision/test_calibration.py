@@ -37,8 +37,14 @@ def saved(tmp_path: Path, pictures: Any) -> Path:
     [
         (np.zeros_like(PICTURES), "has no frame with a contrast above 0 of 255 grey levels"),
         (PICTURES // 100 + 100, "has no frame with a contrast above 2 of 255 grey levels"),
-        (PICTURES[:1].repeat(24, axis=0), r"has 1 distinct frame \(by 6 pixels or more\), at least 6 are needed"),
-        (np.tile(PICTURES[:3], (8, 1, 1, 1)), r"has 3 distinct frames \(by 6 pixels or more\), at least 6 are needed"),
+        (
+            PICTURES[:1].repeat(24, axis=0),
+            r"has 1 distinct frame \(distinct means: differs in 6 pixels or more\), at least 6 are needed",
+        ),
+        (
+            np.tile(PICTURES[:3], (8, 1, 1, 1)),
+            r"has 3 distinct frames \(distinct means: differs in 6 pixels or more\), at least 6 are needed",
+        ),
     ],
 )
 def test_clips_without_contrast_or_motion_are_refused(pictures: Any, message: str, tmp_path: Path) -> None:
