@@ -47,10 +47,13 @@ def with_pixel(clip: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("clips", "lacking"),
     [
-        ([with_pixel(STILL)], "has 1 distinct frame (that differ in 3 pixels or more), at least 6 are needed"),
+        (
+            [with_pixel(STILL)],
+            "has 1 distinct frame (distinct means: differs in 3 pixels or more), at least 6 are needed",
+        ),
         (
             [with_pixel(np.zeros_like(STILL))],
-            "has 1 distinct frame (that differ in 3 pixels or more), at least 6 are needed",
+            "has 1 distinct frame (distinct means: differs in 3 pixels or more), at least 6 are needed",
         ),
         ([STILL / 2 + RNG.integers(-1, 2, STILL.shape) / np.float32(255)] * 2, "has 1 distinct frame"),
         ([STILL / 2 + np.linspace(0, 2 / 255, 20, dtype=np.float32)[:, None, None, None]], "has 1 distinct frame"),
