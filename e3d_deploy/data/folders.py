@@ -220,7 +220,7 @@ class DistinctClips:
     kept: list[Path]
     """Clips that are neither links to other clips nor copies of them."""
     links: list[Path]
-    """Clips whose files belong to another clip."""
+    """Clips all of whose files belong to earlier clips; from `new_clips`, clips that share a file with a known clip."""
     copies: list[Path]
     """Clips with the same content as another clip."""
 

@@ -27,7 +27,7 @@ class Form:
     fit: Fit = "stretch"
     """Method that fits pictures to a frame of a different aspect ratio: `stretch`, `crop` or `pad`."""
     layout: str | None = None
-    """Axes of arrays, one of LAYOUTS; B is accepted instead of N. None: each array's shape decides."""
+    """Axes of arrays, one of LAYOUTS; B is accepted instead of N. None: found for each array."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))

@@ -287,7 +287,7 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
 
 
 def _starts_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
-    """Return True if the last number does not grow at most turns, but usually grows by one stride between turns.
+    """Return True if the last number usually does not grow at turns, but usually grows by one stride between turns.
 
     Turns are the positions at which an earlier number changes.
     """

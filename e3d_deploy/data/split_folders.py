@@ -37,7 +37,7 @@ class Folders:
 
 
 def find_splits(folder: Path, remark: Notify) -> Folders | None:
-    """Return the folders and files named like splits, in a folder or in its folders; None if there are none.
+    """Return the folders and files named like splits, in a folder or at any depth below it; None if there are none.
 
     Raises:
         ClipError: the names of splits contradict each other, or do not cover all clips.

@@ -55,7 +55,7 @@ class File:
 class Scratch:
     """A temporary file without a name, in TMPDIR.
 
-    It is deleted when the last process that has it open exits, even after a crash.
+    It is deleted when no process has it open any more, so also after a crash.
 
     It can be sent to a worker process, forked or spawned.
     """

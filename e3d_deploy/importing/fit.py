@@ -101,7 +101,7 @@ def window_of(
 
     Raises:
         ConfigError: the user gave a length or `fps`, but the context length or the horizon is still unknown. `fps` is
-            not finite, or is 0 or less.
+            not finite, or is 0 or less. A value is outside the range that `Window` allows.
     """
     if fps is not None and not 0 < fps < inf:
         raise ConfigError(f"fps: got {fps!r}, expected a finite number of frames per second above 0")

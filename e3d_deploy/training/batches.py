@@ -62,10 +62,13 @@ class StepBatches(Sampler[list[Key]]):
 
 
 def draw_burn_in(config: TrainConfig, number: int) -> int:
-    """Draw the number of burn-in frames of a step; it depends only on the seed and `number`, the number of the clips.
+    """Draw the number of burn-in frames of a step; it depends only on `config` and `number`.
 
     The result is 0 in half of the steps, otherwise 1 to `burn_in` with equal probability; its mean is about a quarter
     of `burn_in`.
+
+    Args:
+        number: number of the step; two steps that learn from the same clips share one number.
     """
     # The 2 separates these random numbers from those of scheduled sampling and of the data sets.
     rng = np.random.default_rng((config.seed, number, 2))

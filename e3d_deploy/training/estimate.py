@@ -30,7 +30,7 @@ STEP_OVER_PASS = 1.04
 NO_GRADIENTS = 0.43
 """Ratio of the time per frame without gradients to the time with gradients; measured 0.38 to 0.45."""
 LONGEST_S = 4 * 3600.0
-"""Maximum duration of a suggested run (seconds)."""
+"""Maximum duration of a suggested run (seconds), unless 100 steps of the smallest preset take longer."""
 GROWTH = 8
 """Minimum ratio of the durations of successive presets. A preset is not timed if this ratio shows that it takes too
 long."""
@@ -60,7 +60,7 @@ class SuggestedRun:
 def suggested_run(spare: float = math.inf, **form: Any) -> SuggestedRun | None:
     """Return the run of the largest preset that takes at most `LONGEST_S` on this machine.
 
-    If every preset takes longer, the result is a run of the smallest preset with fewer steps.
+    If every preset takes longer, the result is a run of the smallest preset with fewer steps, but at least 100.
 
     Args:
         spare: number of frames that a clip has beyond a training clip.

@@ -93,7 +93,7 @@ class Feed:
         selection: which pictures to read: every Nth, or resampled to a rate. A live source is resampled according to
             its timestamps, or to the times of arrival if the source provides no timestamps.
         remarks: collects remarks on how pictures are converted; None logs each remark.
-        notify: called from the reading thread with a sentence about each reconnect.
+        notify: called from the reading thread with a sentence about each attempt to reconnect and each reconnect.
         stdin: binary stream of raw pictures; None reads standard input.
 
     Raises:
