@@ -22,7 +22,8 @@ def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool
         holds_clips: the output is a folder of clips or pictures, whatever its name.
 
     Raises:
-        ConfigError: the output path is an input, contains an input, or is inside an input as described above.
+        ConfigError: the output path is an input, is inside an input as described above, or is an existing bundle that
+            contains an input.
     """
     if output is None:
         return

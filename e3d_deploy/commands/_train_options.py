@@ -225,7 +225,7 @@ OPTIONS = (
         "--decay/--no-decay",
         "measure_decay",
         default=True,
-        help="Measure the decay of the state at the end (takes about 5 % of the run).",
+        help="Measure the decay of the state at the end (takes at most about 5 % of the run).",
     ),
     option("--parts", type=PATH, help="Folder for float16 weights in files of at most 16 MiB."),
     option(

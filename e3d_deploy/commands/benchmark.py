@@ -73,7 +73,7 @@ EXAMPLES = (
     "--latency-goal",
     callback=milliseconds,
     metavar="TIME",
-    help="Find how many streams have a p99 below this time, such as 33ms.",
+    help="Find how many streams have a p99 of at most this time, such as 33ms.",
 )
 @option(
     "--fps",

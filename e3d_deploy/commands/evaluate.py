@@ -67,7 +67,7 @@ EXAMPLES = (
     "--most",
     type=Count(1_000_000),
     help="Maximum number of clips.",
-    show_default="all clips; 100 of moving-mnist",
+    show_default="all clips, or 100 of moving-mnist; with --streaming 100, or 32 of moving-mnist",
 )
 @option(
     "--convention",
@@ -89,7 +89,7 @@ EXAMPLES = (
     callback=counts(MAX_FRAMES),
     metavar="N,N,…",
     help="Ages of the state to measure (frames); requires --streaming.",
-    show_default="1 to 150, and 6 times the context",
+    show_default="12 ages from 1 to 150, and 1 and 6 times the context",
 )
 @option(
     "--renewals",

@@ -68,9 +68,9 @@ def real_clips(form: Form, context_length: int, source: Path | None, reference: 
     """Cut clips into windows as long as the reference clip, for calibration and for measuring the drift.
 
     Every second window is used for calibration; the drift is measured on the other windows and on the reference clip.
-    Without a source, the windows come from the package's video and, if it fits the frames, from Moving MNIST. With a
-    source, the drift is also measured on one clip of each of these two. A poor choice of calibration clips would not
-    show if the drift were measured only on similar clips.
+    If `source` has only one window, the window is used for both. Without a source, the windows come from the package's
+    video and, if it fits the frames, from Moving MNIST. With a source, the drift is also measured on one clip of each
+    of these two. A poor choice of calibration clips would not show if the drift were measured only on similar clips.
 
     Raises:
         ClipError, ShapeError, ConfigError: `source` cannot be used, its clips are too short, or they have too little
@@ -145,9 +145,10 @@ class Drift:
     def share_of(self, budget: Budget) -> float:
         """Return the share of a budget that the drift uses; 1 is the whole budget.
 
-        The share is infinite in two cases: a measure that the budget limits is NaN or infinite, or predictions differ
-        by more than the range of a picture, whatever the budget limits. SSIM is undefined for frames with a side below
-        7 pixels; an unknown loss counts only if the budget limits it.
+        The share is infinite in three cases: a measure that the budget limits is NaN or positive infinity; or its limit
+        is 0 and the measure is larger; or predictions differ by more than the range of a picture, whatever the budget
+        limits. SSIM is undefined for frames with a side below 7 pixels; an unknown loss counts only if the budget
+        limits it.
         """
         found, allowed = asdict(self), budget.to_dict()
         if not self.difference <= PICTURE_RANGE or np.isnan([found[name] for name in allowed]).any():
