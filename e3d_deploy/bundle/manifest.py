@@ -197,9 +197,9 @@ class Verification(Entry):
     """Origin of the expected outputs: `torch` if PyTorch computed them during `e3d verify`; `reference.npz` if they are
     PyTorch's recorded outputs."""
     worst: float | None = None
-    """Largest absolute difference between the predictions; absent if the difference is not a number."""
+    """Largest absolute difference between the predictions; null or absent if the difference is not a number."""
     passed: bool | None = None
-    """True if the backend was within the budget; absent if the report has no verdict."""
+    """True if the backend was within the budget; null or absent if the report has no verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)

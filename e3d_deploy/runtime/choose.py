@@ -236,8 +236,8 @@ def _stream_call(bundle: Bundle, backend: Backend) -> Callable[[], object]:
     if bundle.batch != 1:
         return _step_call(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
-    # The stream begins a new state with the last frame before the measurement. From then on, each call steps the
-    # maximum number of states.
+    # The stream begins a new state with the last frame before the measurement, so that it has its maximum number of
+    # states when the measurement starts.
     streams = [
         aged_stream(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)
     ]

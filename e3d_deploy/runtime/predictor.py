@@ -80,7 +80,8 @@ class Predictor:
     Args:
         identity: hash that identifies the network; a snapshot can be restored only into the network that made it.
         earlier: identities that older versions gave to snapshots of the same network.
-        states: description of a stream's state; None derives the description from `config`.
+        states: description of a stream's state; None derives the description from `config`, and leaves the states of
+            snapshots unchecked.
         context_length, horizon: numbers of context frames and forecast frames that the model was exported for. Streams
             accept different numbers too.
         card: facts about the model, which decide the default renewal of streams.

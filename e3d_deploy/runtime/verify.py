@@ -113,9 +113,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if every difference is finite and within its budget.
+        """True if every difference is finite and within its budget, and every loss of quality is within its budget.
 
-        A difference of predictions above the range of a picture fails under any budget.
+        A difference of predictions above the range of a picture fails under any budget. A loss without a budget passes.
         """
         _, state = self.worst_state
         lost = ((self.dssim, self.dssim_budget), (self.dpsnr, self.dpsnr_budget))

@@ -19,7 +19,7 @@ Tensors = dict[str, Any]
 """Arrays by name, in the form that a library takes, sharing the memory of the NumPy arrays."""
 
 SPARE = 8
-"""Maximum number of rows in unused states that are kept for reuse, per batch size; two states are always kept."""
+"""Maximum number of rows in unused states that are kept for reuse, per batch size; two states may have more rows."""
 
 
 class HostState:

@@ -25,8 +25,8 @@ CLOSED = "stream: used after it was closed; open another"
 class ScheduledStream:
     """State, queues and counters of one stream; `SlotStream` is the user's handle to the stream.
 
-    Callers append to `pictures` and `requests`, increment `newest`, and set `closed`. Only the thread that steps the
-    streams changes the remaining fields.
+    Callers append to `pictures` and `requests`, remove pictures from a full queue, count pictures that they drop or
+    refuse, increment `newest`, and set `closed`. Only the thread that steps the streams makes all other changes.
     """
 
     renewal: Renewal
@@ -50,7 +50,8 @@ class ScheduledStream:
     pushed: int = 0
     """Number of pictures that the stream has seen; pictures in the queue are not counted."""
     stepped: int = 0
-    """Index of the next picture in errors and logs: `pushed`, plus the number of pictures whose step failed."""
+    """Index of the next picture in errors and logs: `pushed`, plus the number of pictures whose step failed or whose
+    prediction was not finite."""
     forecast: "Forecast | None" = None
     """Forecast in progress; the next forecast begins after this one has ended."""
     failure: StreamError | None = None
@@ -155,7 +156,10 @@ class Forecast:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Function that the thread calls once everything requested earlier from the stream is done."""
+    """Function that the thread calls in the order of the stream's requests.
+
+    Earlier pictures are done by then, and earlier forecasts have begun, but may still be in progress.
+    """
 
     stream: ScheduledStream
     function: Callable[[], Any]

@@ -109,9 +109,10 @@ class Scheduler:
         timeout: Timeout = FOREVER,
         drops: bool = False,
     ) -> T:
-        """Call a function in the thread once everything queued earlier is done, and return the function's result.
+        """Call a function in the thread when its turn comes, and return the function's result.
 
-        If this call raises an error, for example because it took too long, the function does not run later.
+        By then the pictures queued earlier are done, and the forecasts queued earlier have begun. If this call raises
+        an error, for example because it took too long, the function does not run later.
 
         Args:
             what: name of the call, for errors.

@@ -201,8 +201,8 @@ class SlotStream:
     - if the stream was closed, or the process was forked after the streams were created;
     - if the call would wait for itself: in the thread that steps the streams, and in a finalizer or a signal handler
       that interrupts a step of its own thread. Outside a step, finalizers and signal handlers may make any call, even
-      during a call to the same stream. The backend `torch` has no such restriction, because it allows several calls at
-      a time;
+      during a call to the same stream. During a step of the backend `torch` they may do so too, because `torch` allows
+      several calls at a time;
     - if the stream has failed; the error gives the reason. `reset`, `restore`, `snapshot` and `fork` still work.
 
     `timeout_ms` limits the duration of a call (ms). A call that exceeds the limit raises StreamError and has no effect

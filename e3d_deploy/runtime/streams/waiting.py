@@ -96,7 +96,7 @@ class Reply(Generic[T]):
     def when_done(self, wake: Callable[[], object]) -> None:
         """Register a function that is called once the result is set, by the thread that sets it.
 
-        If the result is set during this call, the function may be called twice, the second time by this thread.
+        If the result is set before or during this call, this thread calls the function too, so it may be called twice.
         """
         self._bell.add(wake)
         if self.done:
