@@ -383,7 +383,7 @@ def tables() -> str:
             lines += [
                 f"### {entry.__name__}",
                 "",
-                textwrap.fill(str(inspect.getdoc(entry)), 120),
+                textwrap.fill(" ".join(str(inspect.getdoc(entry)).split()), 120),
                 "",
             ]
             needed = required(entry)
