@@ -52,7 +52,8 @@ EXAMPLES = (
 @option(
     "--steps",
     type=Count(MAX_FRAMES),
-    help="Number of steps to compare; more steps than the rollout has show how the difference grows. Requires PyTorch.",
+    help="Number of steps to compare, at least those of the rollout. Further steps show how the difference grows; the "
+    "verdict covers the rollout. Requires PyTorch.",
 )
 @THREADS
 @option("--picture", type=PATH, help="PNG file for a plot of the difference at each step.")

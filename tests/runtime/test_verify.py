@@ -217,7 +217,7 @@ def test_where_it_is_furthest_off_is_a_step_or_a_state(bundle: Bundle) -> None:
 
 
 def test_no_steps_are_too_few(bundle: Bundle) -> None:
-    with pytest.raises(ConfigError, match="steps: got 0, the bundle's rollout has 6"):
+    with pytest.raises(ConfigError, match="steps: got 0, expected 6, the steps of the bundle's rollout"):
         verify(bundle, open_backend(bundle, "onnxruntime", threads=1), steps=0)
 
 

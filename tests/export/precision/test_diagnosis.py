@@ -183,9 +183,9 @@ def test_verify_continues_for_the_given_number_of_steps(sane: Made, tmp_path: Pa
     assert report.predictions[:5] == usual.predictions
     assert report.final_states == usual.final_states
     assert (report.worst, report.dssim) == (usual.worst, usual.dssim)
-    with pytest.raises(ConfigError, match="steps: got 4, the bundle's rollout has 5"):
+    with pytest.raises(ConfigError, match="steps: got 4, expected 5, the steps of the bundle's rollout"):
         verify(bundle, backend, in_pytorch, steps=4)
-    with pytest.raises(ConfigError, match="or more together with yardstick="):
+    with pytest.raises(ConfigError, match="or more with PyTorch to compare"):
         verify(bundle, backend, steps=6)
     picture = tmp_path / "growth.png"
     result = CliRunner().invoke(main, ["verify", str(bundle.path), "--steps", "40", "--picture", str(picture)])
