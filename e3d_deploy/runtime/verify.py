@@ -181,8 +181,8 @@ def verify(
     steps = judged if steps is None else steps
     if steps < judged or (steps > judged and yardstick is None):
         raise ConfigError(
-            f"steps: got {steps}, expected {judged}, the steps of the bundle's rollout, or more with PyTorch to compare "
-            "with (yardstick=, --against torch)"
+            f"steps: got {steps}, expected {judged}, the steps of the bundle's rollout, or more with PyTorch to "
+            "compare with (yardstick=, --against torch)"
         )
     allowed = recorded_budget(bundle)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
