@@ -357,8 +357,9 @@ def test_too_many_messages_close_with_4429(serve: Serve, monkeypatch: pytest.Mon
     monkeypatch.setattr(websocket, "BURST_S", 5000)
     with Viewer(serve()) as viewer:
         viewer.open()
-        for _ in range(10):
-            viewer.say("reset")
+        with suppress(ConnectionClosed):  # the server may close before the last message is sent
+            for _ in range(10):
+                viewer.say("reset")
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("rate", 4429)
 
