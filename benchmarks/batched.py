@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import CLOCK_HELP, CLOCKS, compare, processor_kind, save
+from benchmarks.common import CLOCK_HELP, CLOCKS, compare, processor_kind, save, size_option
 from benchmarks.peers import Exports, source_of
 from benchmarks.precision import feed
 from e3d_deploy import contract, turns
@@ -65,9 +65,7 @@ def measure(
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
-)
+@size_option("full")
 @click.option("--streams", default=8, show_default=True, help="Number of streams.")
 @click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)

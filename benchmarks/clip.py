@@ -23,7 +23,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import compare, save
+from benchmarks.common import compare, save, size_option
 from e3d_deploy import checkpoint
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.exhibits import MODEL
@@ -114,9 +114,7 @@ def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["full", "demo"]), default="demo", show_default=True, help="Size of the model."
-)
+@size_option("demo")
 @click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option("--rounds", default=5, show_default=True, help="Number of rounds; each side is timed once per round.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder in which the graphs are kept and reused.")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 
@@ -26,6 +27,22 @@ FEATURES = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f"
 
 CLOCKS: dict[str, turns.Clock] = {"wall": time.perf_counter, "processor": time.process_time}
 CLOCK_HELP = "Clock of the timings: elapsed time (wall) or processor time, which other processes disturb less."
+
+
+SEMANTICS = click.option(
+    "--semantics",
+    type=click.Choice(["paper", "google"]),
+    default="paper",
+    show_default=True,
+    help="Semantics of the network.",
+)
+
+
+def size_option(default: str) -> Callable[[Any], Any]:
+    """Return the option `--size` with a default, `full` or `demo`."""
+    return click.option(
+        "--size", type=click.Choice(["full", "demo"]), default=default, show_default=True, help="Size of the model."
+    )
 
 
 def processor_kind(flags: Collection[str] | None = None) -> str:

@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 import e3d_deploy
-from benchmarks.common import CLOCK_HELP, CLOCKS, FULL, compare, processor_kind, save
+from benchmarks.common import CLOCK_HELP, CLOCKS, FULL, SEMANTICS, compare, processor_kind, save, size_option
 from benchmarks.naive import (
     Step,
     autocast_torch,
@@ -271,16 +271,8 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
-)
-@click.option(
-    "--semantics",
-    type=click.Choice(["paper", "google"]),
-    default="paper",
-    show_default=True,
-    help="Semantics of the network.",
-)
+@size_option("full")
+@SEMANTICS
 @click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option(
     "--precision",

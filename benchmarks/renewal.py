@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import compare, model_of, save
+from benchmarks.common import compare, model_of, save, size_option
 from benchmarks.scheduler import bundle_of
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle, Predictor
@@ -128,9 +128,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
-)
+@size_option("demo")
 @click.option("--backend", default="onnxruntime", show_default=True, help="Backend to measure.")
 @click.option("--streams", default=8, show_default=True, help="Number of streams.")
 @click.option("--threads", default=1, show_default=True, help="Number of threads.")

@@ -29,7 +29,7 @@ import onnx
 import torch
 from onnx import GraphProto
 
-from benchmarks.common import FULL, compare, processor_kind, save
+from benchmarks.common import FULL, SEMANTICS, compare, processor_kind, save, size_option
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import EngineConfig, ModelConfig, Semantics
 from e3d_deploy.demo.exhibits import MODEL
@@ -116,16 +116,8 @@ def network(size: str, semantics: Semantics) -> E3DLSTM:
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["full", "demo"]), default="full", show_default=True, help="Size of the model."
-)
-@click.option(
-    "--semantics",
-    type=click.Choice(["paper", "google"]),
-    default="paper",
-    show_default=True,
-    help="Semantics of the network.",
-)
+@size_option("full")
+@SEMANTICS
 @click.option("--threads", default=1, show_default=True, help="Number of threads.")
 @click.option("--rounds", default=7, show_default=True, help="Number of rounds; each side is timed once per round.")
 def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:

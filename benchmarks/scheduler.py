@@ -24,7 +24,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import compare, model_of, save
+from benchmarks.common import compare, model_of, save, size_option
 from e3d_deploy import contract, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
@@ -83,9 +83,7 @@ def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
-)
+@size_option("demo")
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),

@@ -17,7 +17,7 @@ from unittest import mock
 import click
 import numpy as np
 
-from benchmarks.common import model_of, save
+from benchmarks.common import model_of, save, size_option
 from e3d_deploy import contract, runtime
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Stream
@@ -72,9 +72,7 @@ def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> 
 
 
 @click.command()
-@click.option(
-    "--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True, help="Size of the model."
-)
+@size_option("demo")
 @click.option(
     "--backend", "backends", multiple=True, default=BACKENDS, show_default=True, help="Backend to measure; repeatable."
 )
