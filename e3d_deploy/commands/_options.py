@@ -131,6 +131,13 @@ RESAMPLE = option(
     metavar="FPS",
     help="Resample the source to FPS frames per second; drops or repeats frames.",
 )
+RENEWAL = option(
+    "--renewal",
+    metavar="RULE",
+    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (the last frames are "
+    "replayed for each forecast).",
+    show_default="chosen by the measured decay",
+)
 LAYOUT = option(
     "--layout",
     metavar="AXES",

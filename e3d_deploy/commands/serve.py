@@ -7,7 +7,7 @@ import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle, open_predictor
-from e3d_deploy.commands._options import BACKEND, BUNDLE, MAX_FRAMES, PATH, THREADS, Count, Finite
+from e3d_deploy.commands._options import BACKEND, BUNDLE, MAX_FRAMES, PATH, RENEWAL, THREADS, Count, Finite
 
 GROUPS = {
     "Address and security": ("host", "port", "token", "token_file", "tls_cert", "tls_key", "behind_proxy", "origins"),
@@ -42,13 +42,7 @@ EXAMPLES = (
     help="Maximum horizon that viewers may choose (frames).",
     show_default="the horizon of the bundle",
 )
-@option(
-    "--renewal",
-    metavar="RULE",
-    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (the last frames are "
-    "replayed for each forecast).",
-    show_default="chosen by the measured decay",
-)
+@RENEWAL
 @BACKEND
 @THREADS
 @option("--max-sessions", type=Count(1024), default=32, help="Maximum number of live sessions.")

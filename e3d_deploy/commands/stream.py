@@ -16,6 +16,7 @@ from e3d_deploy.commands._options import (
     EVERY,
     MAX_FRAMES,
     PATH,
+    RENEWAL,
     RESAMPLE,
     THREADS,
     Count,
@@ -91,13 +92,7 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
     help="Failed attempts to reopen a live source before it counts as lost.",
 )
 @option("--horizon", type=Count(MAX_FRAMES), default=10, help="Number of frames to predict.")
-@option(
-    "--renewal",
-    metavar="RULE",
-    help="Rule that replaces old states: none, refresh:M (M states of different ages) or replay (the last frames are "
-    "replayed for each forecast).",
-    show_default="chosen by the measured decay",
-)
+@RENEWAL
 @option("--reset-on", type=click.Choice(["cut"]), help="Reset the state when the scene changes.")
 @BACKEND
 @THREADS
