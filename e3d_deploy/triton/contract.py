@@ -1,0 +1,20 @@
+"""Names that the model configuration, the model on the server and the client share."""
+
+VERSION = "1"
+"""Version of the inputs, outputs and parameters below; a client refuses a model of another version."""
+
+PICTURE = "picture"
+"""Input: the next picture of the stream, uint8 [H, W, C]."""
+HORIZON = "horizon"
+"""Optional input: number of pictures to forecast after this one, int32 [1]; needed if `forecast` is requested."""
+PREDICTION = "prediction"
+"""Output: prediction of the next frame, float32 [C, H, W], as `Stream.prediction`."""
+FORECAST = "forecast"
+"""Output: the next pictures, uint8 [horizon, H, W, C], as `Stream.predict`; computed only if it is requested."""
+
+START, END, CORRID = "START", "END", "CORRID"
+"""Control inputs of the sequence batcher: first picture, last picture, and the id of the sequence (uint64)."""
+
+PARAMETERS = ("e3d_contract", "e3d_bundle", "e3d_version", "e3d_context", "e3d_renewal")
+"""Parameters of the model configuration: VERSION, identity of the bundle, version of e3d_deploy that wrote the
+repository, frames of context that the model was trained with, and renewal of its streams."""
