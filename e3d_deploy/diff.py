@@ -14,6 +14,7 @@ from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
 from e3d_deploy.json_values import json_object
+from e3d_deploy.paths import check_path
 from e3d_deploy.tensors import DAMAGED, entries_of, read_tensors, tensors_of
 
 Values = dict[str, Any]
@@ -35,7 +36,7 @@ class Compared:
     """Sections that could not be read, with the reason."""
 
 
-def diff(one: Path, other: Path) -> dict[str, Any]:
+def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
     """Compare two bundles, two model files, or the weights and config of a bundle with those of a model file.
 
     Returns:
@@ -48,7 +49,7 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     Raises:
         BundleError, CheckpointError: A path is damaged, or is neither a bundle nor a model file.
     """
-    a, b = _read(one), _read(other)
+    a, b = _read(check_path("one", one)), _read(check_path("other", other))
     shared = [name for name in a.sections if name in b.sections]
     absent = {"nodes": 0}
     sections = {name: _changes(a.sections[name], b.sections[name], absent.get(name)) for name in shared}

@@ -13,6 +13,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 from e3d_deploy.json_values import json_object
 from e3d_deploy.libraries import pip_install
+from e3d_deploy.paths import check_path
 
 if TYPE_CHECKING:
     from e3d_deploy.export.graph.statistics import Statistics
@@ -186,12 +187,13 @@ class BundleContents:
         )
 
 
-def inspect(path: Path) -> ModelContents | BundleContents:
+def inspect(path: str | Path) -> ModelContents | BundleContents:
     """Read the contents of a bundle or a model file.
 
     Raises:
         BundleError, CheckpointError: The path is neither a bundle nor a model file, or is damaged.
     """
+    path = check_path("path", path)
     return inspect_bundle(path) if is_bundle(path) else inspect_model(path)
 
 

@@ -24,6 +24,7 @@ from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
 from e3d_deploy.files import is_swapping, locked, naming, replace_file, sha256, swap, workspace
+from e3d_deploy.paths import check_path
 from e3d_deploy.tensors import Content, entries_of, header_of, without_number
 
 log = logging.getLogger(__name__)
@@ -70,11 +71,12 @@ class Bundle:
 
         Raises:
             BundleMissing: Nothing exists at `path`.
+            ConfigError: `path` is neither text nor a path.
             BundleError: A file is missing, truncated or altered, this version cannot read the manifest, or the manifest
                 describes a different network than the model file.
             ResourceLimit: The files do not fit into memory.
         """
-        path = Path(path)
+        path = check_path("bundle", path)
         try:
             for _ in range(ATTEMPTS - 1):
                 if bundle := cls._read(path, last=False):
@@ -87,6 +89,15 @@ class Bundle:
             ) from error
         assert bundle is not None
         return bundle
+
+    @classmethod
+    def of(cls, bundle: "Bundle | str | Path") -> "Bundle":
+        """Return an opened bundle unchanged, or open the bundle in a folder as `open` does.
+
+        Raises:
+            BundleError, ConfigError, ResourceLimit: see `open`.
+        """
+        return bundle if isinstance(bundle, Bundle) else cls.open(bundle)
 
     @classmethod
     def _read(cls, path: Path, *, last: bool) -> "Bundle | None":

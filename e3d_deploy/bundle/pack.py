@@ -22,6 +22,7 @@ from e3d_deploy.bundle.folder import (
 from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import check_writable, new_file, place_of, sync
+from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent
 
 BLOCK = 1 << 20
@@ -29,8 +30,8 @@ MAX_MANIFEST_BYTES = 1 << 24
 
 
 def pack(
-    bundle: Bundle,
-    output: Path,
+    bundle: Bundle | str | Path,
+    output: str | Path,
     *,
     engines: bool = False,
     overwrite: bool = False,
@@ -43,6 +44,8 @@ def pack(
     the version of zlib.) The archive appears under its name only when it is complete.
 
     Args:
+        bundle: bundle, opened or as the path of its folder.
+        output: path of the archive, such as `kth.e3d.zip`.
         engines: pack the TensorRT plans too; `unpack` drops them unless `trust_engines` is set.
         overwrite: replace an existing file.
         progress: function that is called with the name of the file being written and the share that is done.
@@ -53,6 +56,7 @@ def pack(
         BundleError: A file is missing or has changed since the bundle was opened, or the bundle is too large for an
             archive.
     """
+    bundle, output = Bundle.of(bundle), check_path("output", output)
     if output.exists() and not output.is_dir() and not overwrite:
         raise ConfigError(f"{output}: already exists; give --overwrite to replace the file, or give another name")
     place = output.resolve()
@@ -82,8 +86,8 @@ def pack(
 
 
 def unpack(
-    path: Path,
-    output: Path,
+    path: str | Path,
+    output: str | Path,
     *,
     trust_engines: bool = False,
     overwrite: bool = False,
@@ -93,6 +97,8 @@ def unpack(
     """Unpack an archive into the bundle `output`, which appears only when it is complete and checked.
 
     Args:
+        path: archive that `pack` wrote.
+        output: folder of the bundle to write, such as `kth.e3d`.
         trust_engines: keep the TensorRT plans. Plans are native code: set this only for archives from a trusted source.
         overwrite: replace an existing bundle.
         most_bytes: maximum total size of the unpacked files (bytes).
@@ -106,6 +112,7 @@ def unpack(
         ConfigError: `output` exists (and `overwrite` is not set, or `output` is not a bundle), or its parent folder
             does not exist.
     """
+    path, output = check_path("path", path), check_path("output", output)
     place_of(output)
     with new_bundle(output, overwrite=overwrite) as folder, open_archive(path) as (archive, entries):
         try:

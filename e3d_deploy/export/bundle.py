@@ -46,6 +46,7 @@ from e3d_deploy.export.settings import ExportSettings, checked_settings
 from e3d_deploy.files import place_of, sha256
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.paths import check_path
 from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, ROUNDING, Budget, default_budget
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
@@ -75,8 +76,8 @@ KINDS = {
 
 
 def export(
-    model_path: Path,
-    output: Path,
+    model_path: str | Path,
+    output: str | Path,
     *,
     context_length: int | None = None,
     horizon: int | None = None,
@@ -85,8 +86,8 @@ def export(
     budget: Budget | None = None,
     exclude: Sequence[str] = (),
     backend: str | None = None,
-    calibration: Path | None = None,
-    reference: Path | None = None,
+    calibration: str | Path | None = None,
+    reference: str | Path | None = None,
     layout: str | None = None,
     overwrite: bool = False,
     progress: Notify = silent,
@@ -97,6 +98,8 @@ def export(
     The folder appears only when the bundle is complete.
 
     Args:
+        model_path: model file, such as `model.safetensors`.
+        output: folder of the bundle to write, such as `kth.e3d`.
         context_length, horizon: number of frames that the clip graph takes and returns; the rollout graph returns
             `horizon` frames too. None for the lengths in the card of the model, or 10 if the card has none.
         batch: batch size of the graphs; None for any batch size.
@@ -127,6 +130,9 @@ def export(
     if target is not None:
         warnings.warn("export(target=…) is now export(backend=…)", DeprecationWarning, stacklevel=2)
         backend = backend or target
+    model_path, output = check_path("model_path", model_path), check_path("output", output)
+    calibration = None if calibration is None else check_path("calibration", calibration)
+    reference = None if reference is None else check_path("reference", reference)
     with OwnSettings():
         settings = checked_settings(
             model_path,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.bundle.folder import Bundle
@@ -12,7 +13,7 @@ from e3d_deploy.measure.profilers import trace
 from e3d_deploy.measure.roofline import Roofline, measure
 from e3d_deploy.runtime.backends.protocol import NodeTime
 from e3d_deploy.runtime.backends.registry import check_threads
-from e3d_deploy.runtime.backends.specs import find
+from e3d_deploy.runtime.backends.specs import RECOMMENDED, find
 
 if TYPE_CHECKING:
     from e3d_deploy.export.graph.statistics import NodeCost
@@ -122,19 +123,27 @@ class ProfileResult:
 
 
 def profile(
-    bundle: Bundle, backend: str, *, threads: int | None = None, steps: int = STEPS, roofline: bool = True
+    bundle: Bundle | str | Path,
+    backend: str = RECOMMENDED,
+    *,
+    threads: int | None = None,
+    steps: int = STEPS,
+    roofline: bool = True,
 ) -> ProfileResult:
     """Time each node of the step graph.
 
     Args:
+        bundle: bundle, opened or as the path of its folder.
+        backend: name of a backend that reports the times of nodes.
         steps: number of steps to time, after the steps that fill the history.
         roofline: also measure the limits of the machine, which takes a few seconds.
 
     Raises:
         BackendUnavailable: The library of the backend is not installed, or does not report times of nodes.
+        BundleError: The bundle is damaged, or does not exist.
         ConfigError: The backend is unknown.
     """
-    threads = check_threads(threads)
+    bundle, threads = Bundle.of(bundle), check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
     costs, missing = _costs(bundle, backend) if roofline else ([], "not requested")
     limits = measure(threads) if costs else None

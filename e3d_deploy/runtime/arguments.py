@@ -2,9 +2,7 @@
 
 import math
 import operator
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import ConfigError, StreamError
@@ -26,22 +24,6 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     if count is None or count < least:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number of {least} or more")
     return count
-
-
-def check_path(name: str, value: Any) -> Path:
-    """Return `value`, a text or a path object, as a path.
-
-    Raises:
-        ConfigError: `value` is neither text nor a path object, or contains a character that file names cannot contain.
-    """
-    try:
-        text = os.fspath(value)
-        os.fsencode(text)
-    except (TypeError, UnicodeError):
-        text = None
-    if not isinstance(text, str) or "\0" in text:
-        raise ConfigError(f"{name}: got {value!r}, expected text or a path, such as model.e3d")
-    return Path(text)
 
 
 def check_ms(name: str, value: Any) -> float | None:

@@ -18,9 +18,10 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, StreamError
+from e3d_deploy.paths import check_path
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.aged import Aged, advance
-from e3d_deploy.runtime.arguments import Timeout, check_path
+from e3d_deploy.runtime.arguments import Timeout
 from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend

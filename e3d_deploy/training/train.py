@@ -35,6 +35,7 @@ from e3d_deploy.files import locked, remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_metadata
+from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, is_animated, silent
 from e3d_deploy.tensors import is_foreign
 from e3d_deploy.tf32 import arithmetic
@@ -101,13 +102,13 @@ class Machine:
 def train(
     model_config: ModelConfig,
     config: TrainConfig,
-    run: Path,
+    run: str | Path,
     *,
     data: Sequence[tuple[str, float]] = ((MOVING_MNIST, 1.0),),
     valid: str | None = None,
     skip_bad: bool = False,
-    initial: Path | None = None,
-    digits: Path | None = None,
+    initial: str | Path | None = None,
+    digits: str | Path | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
@@ -158,7 +159,9 @@ def train(
         ClipError, ShapeError: a source cannot be used for training or validation.
         BackendUnavailable: TensorBoard logs are requested and TensorBoard is not installed.
     """
-    machine = machine or Machine()
+    machine, run = machine or Machine(), check_path("run", run)
+    initial = None if initial is None else check_path("initial", initial)
+    digits = None if digits is None else check_path("digits", digits)
     if config.schedule_by == "time" and machine.time_limit_s is None:
         raise ConfigError("schedule_by: got time, but there is no time limit; give --time-limit MINUTES")
     if not resume:  # older versions accepted such options, and their runs can still be resumed

@@ -14,7 +14,7 @@ from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
-from e3d_deploy.export.engines.choose import check_graphs
+from e3d_deploy.export.engines.choose import check_graphs, default_target
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets, profile
 from e3d_deploy.export.engines.precision_check import check_precision
@@ -29,8 +29,8 @@ cache returns no outdated plan."""
 
 
 def build(
-    bundle: Bundle,
-    target: Target,
+    bundle: Bundle | str | Path,
+    target: Target | None = None,
     config: EngineConfig | None = None,
     *,
     graphs: Sequence[str] = (),
@@ -44,6 +44,9 @@ def build(
     with a recorded hash are loaded. The bundle does not change until all engines are built.
 
     Args:
+        bundle: bundle, opened or as the path of its folder. A bundle that was opened before does not show the new
+            engines; open it again.
+        target: TensorRT library to build for; None for the one that is installed here.
         config: options of the builder; None for the defaults.
         graphs: graphs to build; empty for all. Engines of other graphs are kept if they can run together with the new
             engines.
@@ -59,6 +62,7 @@ def build(
         EngineError: the library cannot read or build a graph; the message names the node. An engine does not compute in
             the precision of its graph.
     """
+    bundle, target = Bundle.of(bundle), target or default_target()
     trt = library(target)
     config = _suited(trt, config or EngineConfig(), target, remark)
     capability = _capability(target, config)

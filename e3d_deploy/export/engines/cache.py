@@ -20,7 +20,8 @@ from typing import Any
 
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.files import file_above, locked, sha256, workspace, write_file
+from e3d_deploy.files import cache_folder, file_above, locked, sha256, workspace, write_file
+from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
@@ -54,6 +55,7 @@ class EngineCache:
     """Cache of engines in a folder that only its owner can write to.
 
     Args:
+        folder: folder of the cache; None for the user's cache folder, which `e3d build` uses.
         limit_bytes: maximum size of all plans together; if it is exceeded, the least recently used plans are removed.
         create: create the folder if it does not exist, and remove leftovers of killed builds.
 
@@ -62,8 +64,11 @@ class EngineCache:
             the folder does not exist, or a file is in its place.
     """
 
-    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
-        self.folder, self.limit_bytes = folder.absolute(), limit_bytes
+    def __init__(
+        self, folder: str | Path | None = None, *, limit_bytes: int = LIMIT_BYTES, create: bool = True
+    ) -> None:
+        place = cache_folder("engines") if folder is None else check_path("folder", folder)
+        self.folder, self.limit_bytes = place.absolute(), limit_bytes
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif (file := file_above(self.folder / "key")) is not None:

@@ -21,13 +21,16 @@ from e3d_deploy.tensorrt_library import Target, library, make_logger
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, EngineSidecar]:
+def refit(
+    bundle: Bundle | str | Path, source: Bundle | str | Path, target: Target, *, progress: Notify = silent
+) -> dict[str, EngineSidecar]:
     """Refit the engines of the bundle `source` with the weights of `bundle`, and install them in `bundle`.
 
     Every replaceable weight of an engine is replaced, or the refit is refused. The refitted engines have to be
     verified on the GPU, like engines after a build.
 
     Args:
+        bundle: bundle that gets the engines, opened or as the path of its folder.
         source: bundle with refittable engines. Its graphs may differ from those of `bundle` only in weights.
 
     Returns:
@@ -40,6 +43,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
         EngineError: `source` has no engines or they are not refittable, the graphs differ in more than weights, a
             weight is missing, or the refit fails.
     """
+    bundle, source = Bundle.of(bundle), Bundle.of(source)
     trt = library(target)
     names = [name for name in bundle.graphs if f"{name}.{target}" in source.manifest.engines]
     if not names:
