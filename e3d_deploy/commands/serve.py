@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._open import open_bundle, open_predictor
+from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, MAX_FRAMES, PATH, RENEWAL, THREADS, Count, Finite
 
 GROUPS = {
@@ -99,11 +99,12 @@ def serve(
     from e3d_deploy.live.worker import needed_bytes
     from e3d_deploy.memory import check_memory
     from e3d_deploy.serve.offers import offers_of
-    from e3d_deploy.serve.run import running
-    from e3d_deploy.serve.settings import Settings
+    from e3d_deploy.serve.run import serving
+    from e3d_deploy.serve.settings import ServerSettings
+    from e3d_deploy.workflows.opening import open_predictor
 
     opened = open_bundle(bundle)
-    settings = Settings(
+    settings = ServerSettings(
         name=bundle.resolve().name.removesuffix(".e3d"),
         precision=opened.precision,
         host=host,
@@ -122,13 +123,13 @@ def serve(
         max_upload_bytes=int(max_upload * 1e6),
     )
     with ExitStack() as stack:
-        predictor = stack.enter_context(open_predictor(bundle, backend, threads))
+        predictor = stack.enter_context(open_predictor(bundle, backend, threads=threads))
         check_memory(
             f"--horizon {settings.horizon} --max-sessions {max_sessions}",
             max_sessions * needed_bytes(predictor.config, settings.horizon),
             "give smaller numbers",
         )
-        served = stack.enter_context(running(predictor, settings))
+        served = stack.enter_context(serving(predictor, settings))
         click.echo(served.address)
         if host in ("0.0.0.0", "::"):
             click.echo(f"from other machines, use the name or address of this machine instead of {host}", err=True)

@@ -15,11 +15,11 @@ from e3d_deploy.serve.posts import clip_routes, predict_routes
 from e3d_deploy.serve.rest import health_routes, model_routes, page_routes
 from e3d_deploy.serve.security import Guard
 from e3d_deploy.serve.service import Service
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.settings import ServerSettings
 from e3d_deploy.serve.websocket import Connection
 
 
-def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
+def create_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
     """Return the application of one model.
 
     `app.state.service` is the state that the endpoints share. The state is closed when the application shuts down.

@@ -18,7 +18,7 @@ from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve.app import create_app
 from e3d_deploy.serve.connections import HttpProtocol, WebSocketProtocol
 from e3d_deploy.serve.service import DRAIN_S, Service
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Running:
 
 
 @contextmanager
-def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
+def serving(predictor: Predictor, settings: ServerSettings) -> Iterator[Running]:
     """Serve a model while the `with` block runs; the server accepts requests when the block begins.
 
     Raises:
@@ -116,7 +116,7 @@ def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
             service.close()
 
 
-def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
+def _config(app: Any, settings: ServerSettings, service: Service) -> uvicorn.Config:
     tls: dict[str, Any] = {}
     if settings.certificate is not None and settings.key is not None:
         tls = {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.key)}
@@ -146,7 +146,7 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
 
 
 @contextmanager
-def listening(settings: Settings) -> Iterator[socket.socket]:
+def listening(settings: ServerSettings) -> Iterator[socket.socket]:
     """Yield a socket that listens on the host and port of the settings, and close it after the block.
 
     Raises:
@@ -169,7 +169,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def address_of(settings: Settings, port: int) -> str:
+def address_of(settings: ServerSettings, port: int) -> str:
     """Return the address of the page, with the token in its fragment."""
     scheme = "http" if settings.certificate is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from e3d_deploy.serve.error_responses import Problem, response_of
 from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.page_files import page_files
-from e3d_deploy.serve.settings import Settings, is_loopback
+from e3d_deploy.serve.settings import ServerSettings, is_loopback
 
 HEALTH = frozenset({"/healthz", "/readyz"})
 """Paths, in addition to those of the page, that need no token."""
@@ -43,7 +43,7 @@ def token_matches(token: str | None, given: str | None) -> bool:
     return token is None or hmac.compare_digest(token.encode(), (given or "").encode("utf-8", "surrogatepass"))
 
 
-def origin_allowed(headers: Headers, settings: Settings) -> bool:
+def origin_allowed(headers: Headers, settings: ServerSettings) -> bool:
     """Return True if the header Origin is missing, or names this server or an allowed origin.
 
     Programs other than browsers usually do not send this header.
@@ -56,7 +56,7 @@ def origin_allowed(headers: Headers, settings: Settings) -> bool:
     return origin in settings.origins or (place is not None and place == own)
 
 
-def host_allowed(headers: Headers, settings: Settings) -> bool:
+def host_allowed(headers: Headers, settings: ServerSettings) -> bool:
     """Return True if the server accepts the header Host of a request.
 
     A server on loopback accepts only names of this machine and hosts of allowed origins. This blocks DNS rebinding, in
@@ -114,7 +114,7 @@ class Guard:
     client gets the reason for a refusal.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self._open_paths = HEALTH | page_files().keys()
 

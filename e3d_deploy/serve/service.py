@@ -22,7 +22,7 @@ from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Open, Refused, text_message
 from e3d_deploy.serve.session import Session
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.settings import ServerSettings
 from e3d_deploy.serve.source import ChosenSource
 from e3d_deploy.serve.webcam import Webcam
 
@@ -48,7 +48,7 @@ class Service:
         ResourceLimit: the memory limit is too small for one stream.
     """
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, settings: ServerSettings) -> None:
         self.predictor, self.settings = predictor, settings
         self.form = Form.of(predictor.config, predictor.card)
         self.metrics = Metrics(name=settings.name, backend=predictor.backend.name, precision=settings.precision)

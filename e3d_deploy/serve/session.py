@@ -20,7 +20,7 @@ from e3d_deploy.serve.metrics import Metrics
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Refused, SetHorizon, ViewerCommand, picture_message, text_message
 from e3d_deploy.serve.session_statistics import SessionStatistics
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.settings import ServerSettings
 from e3d_deploy.serve.source import ChosenSource, Source
 
 POLL_S = 0.05
@@ -45,7 +45,7 @@ class Session:
         self,
         predictor: Predictor,
         streams: Streams,
-        settings: Settings,
+        settings: ServerSettings,
         metrics: Metrics,
         outbox: Outbox,
         *,

@@ -11,7 +11,7 @@ LOCALHOST = "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """Settings of one server.
 
     Raises:

@@ -14,8 +14,8 @@ from selenium.webdriver.chrome.service import Service
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.runtime import Predictor, load
 from e3d_deploy.serve.offers import offers_of
-from e3d_deploy.serve.run import Running, running
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.run import Running, serving
+from e3d_deploy.serve.settings import ServerSettings
 from tests.browser.page import FOREIGN_HOST, Page
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -103,8 +103,8 @@ class Host:
         """Start a server that offers films; port 0 selects a free port."""
         offers = offers_of([str(film) for film in films], lambda _: None)
         plain = {"name": "tiny", "precision": "fp32", "horizon": 3, "renewal": "none"}
-        settings = Settings(**{**plain, "port": port, "offers": offers, **changes})  # type: ignore[arg-type]
-        return self._stack.enter_context(running(self._predictor, settings))
+        settings = ServerSettings(**{**plain, "port": port, "offers": offers, **changes})  # type: ignore[arg-type]
+        return self._stack.enter_context(serving(self._predictor, settings))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from e3d_deploy.cli import main
 from e3d_deploy.serve.protocol import SUBPROTOCOL
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.settings import ServerSettings
 from tests.serve.conftest import TOKEN, WAIT_S
 
 CLIP = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
@@ -139,15 +139,15 @@ def test_a_horizon_that_needs_too_much_memory_exits_with_7(exported: Path) -> No
 
 
 def test_options_reach_the_settings(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[Settings] = []
+    taken: list[ServerSettings] = []
 
     @contextmanager
-    def caught(_: object, settings: Settings) -> Iterator[None]:
+    def caught(_: object, settings: ServerSettings) -> Iterator[None]:
         taken.append(settings)
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr("e3d_deploy.serve.run.running", caught)
+    monkeypatch.setattr("e3d_deploy.serve.run.serving", caught)
     command = ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime"]
     options = "--idle-timeout 7 --max-upload 2.5 --max-sessions 3 --memory-limit 40 --horizon 4 --renewal refresh:5"
     others = "--behind-proxy --token x --origin https://a.example/ --origin https://b.example --host 0.0.0.0 --port 1"
@@ -158,7 +158,7 @@ def test_options_reach_the_settings(exported: Path, monkeypatch: pytest.MonkeyPa
     assert (given.memory_limit_bytes, given.horizon, given.renewal) == (40_000_000, 4, "refresh:5")
     assert (given.behind_proxy, given.token, given.host, given.port) == (True, "x", "0.0.0.0", 1)
     assert given.origins == ("https://a.example", "https://b.example")
-    assert default == Settings(name="tiny", precision="fp32", horizon=3)  # horizon of the bundle
+    assert default == ServerSettings(name="tiny", precision="fp32", horizon=3)  # horizon of the bundle
 
 
 def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

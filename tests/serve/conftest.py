@@ -17,8 +17,8 @@ from e3d_deploy.data.write import write_clips
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve.offers import offers_of
 from e3d_deploy.serve.protocol import SUBPROTOCOL, split_message
-from e3d_deploy.serve.run import Running, running
-from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.run import Running, serving
+from e3d_deploy.serve.settings import ServerSettings
 from tests.data.live.conftest import _no_proxy, start  # noqa: F401 (fixtures)
 
 WAIT_S = 30.0
@@ -36,9 +36,9 @@ def patiently() -> Iterator[None]:
     raise AssertionError("the loop did not end in time")
 
 
-def settings_of(**changes: Any) -> Settings:
+def settings_of(**changes: Any) -> ServerSettings:
     """Return the settings of a small server on a free port, with changes."""
-    return Settings(**{"name": "fake", "precision": "fp32", "port": 0, "horizon": 3, **changes})
+    return ServerSettings(**{"name": "fake", "precision": "fp32", "port": 0, "horizon": 3, **changes})
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def video(tmp_path: Path) -> Path:
 def serve(predictor: Predictor) -> Iterator[Serve]:
     """Yield a function that starts a server on a free port; the servers are stopped after the test."""
     with ExitStack() as stack:
-        yield lambda **changes: stack.enter_context(running(predictor, settings_of(**changes)))
+        yield lambda **changes: stack.enter_context(serving(predictor, settings_of(**changes)))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 from schemathesis import GenerationMode
 
-from e3d_deploy.serve.run import running
+from e3d_deploy.serve.run import serving
 from tests.fake_backend import FakeBackend, predictor_of
 from tests.serve.conftest import TOKEN, settings_of
 
@@ -30,7 +30,7 @@ schemathesis.openapi.format("binary", strategies.integers(0, 255).map(gif))
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[schemathesis.BaseSchema]:
-    with predictor_of(FakeBackend()) as predictor, running(predictor, settings_of(token=TOKEN)) as served:
+    with predictor_of(FakeBackend()) as predictor, serving(predictor, settings_of(token=TOKEN)) as served:
         address = served.address.partition("#")[0]
         yield schemathesis.openapi.from_url(f"{address}openapi.json", headers=HEADERS)
 
