@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.importing import compare, import_checkpoint
+from e3d_deploy.importing import compare_outputs, import_checkpoint
 from e3d_deploy.model import E3DLSTM, E3DLSTMCell, OpenSTLConvolution, from_entry, to_entry, to_frames, to_patches
 from e3d_deploy.training.sampling import after_context
 from tests.golden import (
@@ -223,7 +223,7 @@ def test_network_equals_the_one_of_openstl(name: str) -> None:
     """Without gate norms, and with gate norms in colour; predictions replace frames after and within the context."""
     model = import_checkpoint(GOLDEN / "openstl" / name).model
     recorded = (GOLDEN / "openstl" / name).with_suffix(".npz")
-    assert compare(model, recorded).worst < OPENSTL
+    assert compare_outputs(model, recorded).worst < OPENSTL
 
 
 def test_openstl_entries_mix_positions_and_are_converted_back() -> None:

@@ -111,10 +111,10 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     settings that were found, with the evidence for each.
     """
     from e3d_deploy import checkpoint
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
     from e3d_deploy.files import check_writable
-    from e3d_deploy.importing import compare, import_checkpoint
+    from e3d_deploy.importing import compare_outputs, import_checkpoint
+    from e3d_deploy.workflows.places import check_apart
 
     check_apart(output, *_files_of(path), reference)
     if output.suffix.lower() in FOREIGN:
@@ -127,7 +127,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     table(["setting", "value", "evidence"], [(one.what, one.value, one.how) for one in imported.evidence], left=3)
     if reference is not None:
         with working(f"comparing with {reference}"):
-            parity = compare(imported.model, reference)
+            parity = compare_outputs(imported.model, reference)
         table(["predicted frame", "max |Δ|"], [(frame, f"{value:.1e}") for frame, value in parity.differences.items()])
         text = f"largest difference from {reference}: {parity.worst:.1e}, budget {parity.budget:.1e}"
         verdict(

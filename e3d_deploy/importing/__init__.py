@@ -2,6 +2,6 @@
 
 from e3d_deploy.importing.fit import Finding, Imported
 from e3d_deploy.importing.load import import_checkpoint
-from e3d_deploy.importing.parity import Parity, compare
+from e3d_deploy.importing.parity import Parity, compare_outputs
 
-__all__ = ["Finding", "Imported", "Parity", "compare", "import_checkpoint"]
+__all__ = ["Finding", "Imported", "Parity", "compare_outputs", "import_checkpoint"]

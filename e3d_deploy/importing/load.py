@@ -11,6 +11,7 @@ from e3d_deploy.config import Fit
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 from e3d_deploy.importing import google, openstl
 from e3d_deploy.importing.fit import Finding, Imported, fit_model, window_of
+from e3d_deploy.paths import check_path
 
 Origin = Literal["google", "openstl"]
 POINTER = b"version https://git-lfs"
@@ -65,7 +66,7 @@ def import_checkpoint(
         ConfigError: an option does not fit the checkpoint.
         BackendUnavailable: TensorFlow is needed and not installed.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if (origin if origin != "auto" else _origin_of(path)) == "google":
         if stride is not None:
             raise ConfigError("stride: convolutions of google/e3d_lstm have none; omit --stride")

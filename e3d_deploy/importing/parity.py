@@ -43,7 +43,7 @@ class Parity:
         return self.worst <= self.budget
 
 
-def compare(model: E3DLSTM, path: Path) -> Parity:
+def compare_outputs(model: E3DLSTM, path: Path) -> Parity:
     """Compare a model's predictions with those that the original made for the same frames.
 
     Args:

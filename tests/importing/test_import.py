@@ -18,7 +18,7 @@ from torch import Tensor
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ClipError, ConfigError
-from e3d_deploy.importing import compare, google, import_checkpoint, openstl
+from e3d_deploy.importing import compare_outputs, google, import_checkpoint, openstl
 from e3d_deploy.model import E3DLSTM, to_frames
 from tests.golden import GOLDEN, channels_first, read
 from tests.tools import e3d, largest_difference
@@ -133,11 +133,11 @@ def test_an_openstl_checkpoint_predicts_like_openstl(name: str) -> None:
     assert config.image_size == tuple(settings["image"])
     assert (config.patch_size, config.channels) == (settings["patch_size"], settings["channels"])
     assert config.layer_norm == bool(settings["layer_norm"])
-    parity = compare(model, recorded.with_suffix(".npz"))
+    parity = compare_outputs(model, recorded.with_suffix(".npz"))
     assert list(parity.differences) == [2, 3, 4, 5, 6]  # all_outputs includes the predictions within the context
     assert parity.worst < OPENSTL
     with pytest.raises(ClipError, match=r"cannot be read \(Is a directory\)"):
-        compare(model, GOLDEN)
+        compare_outputs(model, GOLDEN)
 
 
 # The command
