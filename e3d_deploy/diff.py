@@ -49,7 +49,8 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
     Raises:
         BundleError, CheckpointError: A path is damaged, or is neither a bundle nor a model file.
     """
-    a, b = _read(check_path("one", one)), _read(check_path("other", other))
+    one, other = check_path("one", one), check_path("other", other)
+    a, b = _read(one), _read(other)
     shared = [name for name in a.sections if name in b.sections]
     absent = {"nodes": 0}
     sections = {name: _changes(a.sections[name], b.sections[name], absent.get(name)) for name in shared}

@@ -21,3 +21,13 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(text, str) or "\0" in text:
         raise ConfigError(f"{name}: got {value!r}, expected text or a path, such as model.e3d")
     return Path(text)
+
+
+def check_source(name: str, value: Any) -> str:
+    """Return `value`, the text or the path of a data source, as text; the text of an address or a name is not changed.
+
+    Raises:
+        ConfigError: see `check_path`.
+    """
+    path = check_path(name, value)
+    return value if isinstance(value, str) else str(path)

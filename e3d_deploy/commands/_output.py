@@ -197,29 +197,6 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def check_picture(path: Path | None, *read: Path | str | None) -> None:
-    """Check, before any work, that a picture can be drawn and written.
-
-    Args:
-        path: output path of the picture; None checks nothing.
-        read: inputs, which the picture must not overwrite.
-
-    Raises:
-        ConfigError: the path is a folder, an input or inside an input.
-    """
-    from e3d_deploy.commands._places import check_apart
-    from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import check_writable
-
-    if path is not None:
-        import matplotlib.figure  # noqa: F401 (fail before the work if it is missing)
-
-        check_apart(path, *read)
-        if path.is_dir():
-            raise ConfigError(f"{path}: got a folder, expected a file; give a path such as {path / 'picture.png'}")
-        check_writable(path)
-
-
 def grouped(value: object) -> str:
     """Format a value for a table, with commas between groups of three digits."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -58,11 +58,11 @@ class Outputs:
             UsageError: outputs conflict with each other or with the sources.
             ConfigError, OSError: an output path is an input, is given twice, or is not writable.
         """
-        from e3d_deploy.commands._places import check_apart
         from e3d_deploy.data.write import check_clips_path
         from e3d_deploy.errors import ConfigError
         from e3d_deploy.files import check_writable
         from e3d_deploy.live.push import check_push
+        from e3d_deploy.workflows.places import check_apart
 
         self._check_together(len(addresses), json=json)
         files = [one for one in (self.video, self.raw, self.lines) if one is not None and one != STDOUT]

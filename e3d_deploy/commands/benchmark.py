@@ -1,25 +1,14 @@
 """`e3d benchmark`: times steps, forecasts and streams on several backends."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_table, streams_table
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Count, Finite, counts, json_option, milliseconds, names
-from e3d_deploy.commands._output import as_json, check_picture, verdict, warn, working
-from e3d_deploy.files import write_file
+from e3d_deploy.commands._output import as_json, verdict, warn, working
 
-if TYPE_CHECKING:
-    from e3d_deploy.config import ModelConfig
-    from e3d_deploy.measure.tasks import Pictures
-
-
-FPS, TOLERANCE = 30.0, 0.1
-"""Defaults of --fps and --tolerance. The command applies the defaults, so that it knows which options were given."""
 GROUPS = {
     "Work": ("backends", "what", "renewal", "streams", "latency_goal", "fps"),
     "Measurement": ("threads", "seconds", "repeats", "memory"),
@@ -80,7 +69,7 @@ EXAMPLES = (
     type=Finite(min=0, max=100_000, min_open=True),
     metavar="FPS",
     help="Frames per second of each stream; requires --latency-goal.",
-    show_default=f"{FPS:g}",
+    show_default="30",
 )
 @option("--memory/--no-memory", default=True, help="Measure peak memory, in one process per backend.")
 @option("--baseline", type=PATH, help="Result of an earlier run with --json; exit with 3 if this run is slower.")
@@ -89,7 +78,7 @@ EXAMPLES = (
     type=Finite(min=0),
     metavar="SHARE",
     help="Allowed slowdown as a fraction; requires --baseline.",
-    show_default=str(TOLERANCE),
+    show_default="0.1",
 )
 @option("--picture", type=PATH, help="PNG file for a plot of the times.")
 @json_option("Print all results and the environment as JSON.")
@@ -114,41 +103,27 @@ def benchmark(
 
     The backends are measured alternately, so that load on the machine affects all of them alike.
     """
-    from contextlib import ExitStack
-    from dataclasses import replace
+    from e3d_deploy.measure.baseline import regressions
+    from e3d_deploy.workflows.benchmark import benchmark as run
 
-    from e3d_deploy.measure.baseline import compare, read_baseline, regressions
-    from e3d_deploy.measure.benchmark import benchmark as run
-    from e3d_deploy.measure.stream_curve import LatencyGoal, stream_curve
-    from e3d_deploy.measure.tasks import check_what
-    from e3d_deploy.runtime.backends.registry import open_backend
-
-    if fps is not None and latency_goal is None:
-        raise click.UsageError("--fps requires --latency-goal; give both, or neither")
-    if tolerance is not None and baseline is None:
-        raise click.UsageError("--tolerance requires --baseline; give both, or neither")
-    if renewal is not None and not ("stream" in what or streams or latency_goal):
-        raise click.UsageError("--renewal requires --what stream, --streams or --latency-goal; give one of them too")
-    check_picture(picture, bundle, baseline)
-    check_what(what)
-    before = None if baseline is None else read_baseline(baseline)
-    goal = None if latency_goal is None else LatencyGoal(latency_goal, fps or FPS)
-    opened = open_bundle(bundle)
-    play = real_clip(opened.config) if "end-to-end" in what else None
-    with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
-        sides = [stack.enter_context(open_backend(opened, name, threads=threads)) for name in backends]
-        timing: dict[str, Any] = {"seconds": seconds, "repeats": repeats, "progress": progress}
-        result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
-        if streams or goal:
-            curves = stream_curve(opened, sides, streams or (), goal=goal, renewal=renewal, **timing)
-            result = replace(result, streams=curves)
-    if before is not None:
-        compared = compare(result.to_json(), before, TOLERANCE if tolerance is None else tolerance)
-        result = replace(result, baseline=compared)
-    if picture is not None:
-        from e3d_deploy.measure import plots
-
-        write_file(picture, plots.latency(result))
+    with working(f"benchmarking {bundle}") as progress:
+        result = run(
+            bundle,
+            backends,
+            what,
+            renewal=renewal,
+            threads=threads,
+            seconds=seconds,
+            repeats=repeats,
+            streams=streams or (),
+            latency_goal_ms=latency_goal,
+            fps=fps,
+            memory=memory,
+            baseline=baseline,
+            tolerance=tolerance,
+            picture=picture,
+            progress=progress,
+        )
     if json_:
         as_json(result.to_json())
     else:
@@ -161,26 +136,3 @@ def benchmark(
         elif result.baseline.comparable:
             slower = regressions(result.baseline)
             verdict(not slower, "; ".join(slower) or "no measurement is slower than the tolerance allows")
-
-
-def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
-    """Return a function that plays a real video in a loop.
-
-    The result is None if the video library is missing or the frames are neither gray nor RGB.
-    """
-    from e3d_deploy.data import clips
-    from e3d_deploy.data.form import Form
-    from e3d_deploy.data.remarks import Remarks
-    from e3d_deploy.libraries import is_importable
-    from e3d_deploy.shipped import extracted
-
-    if not is_importable("av") or config.channels not in (1, 3):
-        return None
-    form = Form(image_size=config.image_size, channels=config.channels)
-
-    def play() -> Iterator[Any]:
-        while True:
-            with extracted(clips.PEDESTRIANS) as path:
-                yield from clips.play(path, form, remarks=Remarks(silent=True)).pictures
-
-    return play

@@ -115,10 +115,10 @@ def build(
 
     Engines in the engine cache are reused.
     """
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.config import EngineConfig
     from e3d_deploy.export.engines.build import build as build_engines
     from e3d_deploy.export.engines.choose import check_graphs, cost, default_target
+    from e3d_deploy.workflows.places import check_apart
 
     if cache_folder == "none" and is_given("cache_limit_gb"):
         raise click.UsageError("--cache-limit-gb has no effect with --cache none; leave it out")

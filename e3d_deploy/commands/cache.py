@@ -1,7 +1,6 @@
 """`e3d cache`: lists, removes and checks the engines in the engine cache."""
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -120,6 +119,5 @@ def open_existing(folder: str | None) -> "EngineCache":
         ConfigError: the folder does not exist, or other users can write to it.
     """
     from e3d_deploy.export.engines.cache import EngineCache
-    from e3d_deploy.files import cache_folder
 
-    return EngineCache(cache_folder("engines") if folder is None else Path(folder), create=False)
+    return EngineCache(folder, create=False)

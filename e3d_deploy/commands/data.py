@@ -7,9 +7,8 @@ import click
 
 from e3d_deploy.commands._help import ExampleGroup, GroupedCommand, option
 from e3d_deploy.commands._options import LAYOUT, MAX_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
-from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
+from e3d_deploy.commands._output import as_json, next_command, table, working
 from e3d_deploy.config import Fit
-from e3d_deploy.files import write_file
 from e3d_deploy.libraries import is_importable
 from e3d_deploy.progress import duration
 
@@ -66,24 +65,14 @@ def inspect_data(
 
     SOURCE is a file or folder of arrays, videos or pictures. The last line suggests a command that trains on it.
     """
-    from e3d_deploy.data import inspect as look
     from e3d_deploy.data.form import Form
+    from e3d_deploy.data.inspect import SplitError
+    from e3d_deploy.workflows.data import inspect_data as run
 
-    check_picture(picture, source_)
     height_width = cast("tuple[int, int]", image_size)  # the form checks that there are two
     form = Form(image_size=height_width, channels=channels, fit=fit, layout=layout)
     with working(f"reading {source_}") as progress:
-        opened = look.open_splits(
-            source_,
-            form,
-            split=split,
-            length=length,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
-        found = look.describe(opened, split, length=length)
-        if picture is not None:
-            write_file(picture, look.contact_sheet(opened, split, length=length))
+        found = run(source_, form, split=split, length=length, skip_bad=skip_bad, picture=picture, progress=progress)
     if json_:
         as_json(found.to_json())
     else:
@@ -91,10 +80,10 @@ def inspect_data(
     if picture is not None:
         click.echo(picture, err=json_)
     train = found.splits["train"]
-    if isinstance(train, look.SplitError):
+    if isinstance(train, SplitError):
         click.echo("training is not possible: the train split has the error above; repair its data first", err=True)
         return
-    if isinstance(found.splits["valid"], look.SplitError):
+    if isinstance(found.splits["valid"], SplitError):
         click.echo(
             "training is not possible: the valid split has the error above; repair its data, or give --valid-data to "
             "`e3d train`",

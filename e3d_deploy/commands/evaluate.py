@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands._aging import show_streaming, streaming_remarks
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
     BUNDLE_OR_MODEL,
@@ -134,101 +134,59 @@ def evaluate(
 
     A checkpoint of google/e3d_lstm or OpenSTL is imported automatically.
     """
-    from e3d_deploy.commands._places import check_apart
-    from e3d_deploy.data.datasets import check_read
-    from e3d_deploy.data.rate import Selection
 
     check_streaming(streaming=streaming)
     if is_given("samples") and output is None:
         raise click.UsageError("--samples requires -o FOLDER; give both, or neither")
-    check_read([data], layout=layout, skip_bad=skip_bad)
-    check_apart(output, data, model, lpips_weights, holds_clips=True)
-    selection = Selection(every=every, resample=resample)
+    common: dict[str, Any] = {
+        "split": split,
+        "context_length": context_length,
+        "horizon": horizon,
+        "every": every,
+        "resample": resample,
+        "layout": layout,
+        "backend": backend,
+        "threads": threads,
+        "most": most,
+        "output": output,
+        "skip_bad": skip_bad,
+        "importing": importing,
+    }
     if streaming:
-        from e3d_deploy.commands._aging import evaluate_streaming
-
-        evaluate_streaming(
-            model,
-            data,
-            split=split,
-            selection=selection,
-            layout=layout,
-            context_length=context_length,
-            horizon=horizon,
-            backend=backend,
-            threads=threads,
-            most=most,
-            ages=ages,
-            renewals=renewals,
-            record=record,
-            output=output,
-            skip_bad=skip_bad,
-            json_=json_,
-            importing=importing,
-        )
+        evaluate_age(model, data, ages=ages, renewals=renewals, record=record, json_=json_, **common)
         return
-    from contextlib import ExitStack
+    from e3d_deploy.workflows.evaluate import evaluate as run
 
-    from e3d_deploy.data.datasets import evaluation_data, warn_of_data
-    from e3d_deploy.data.form import Form
-    from e3d_deploy.evaluation import evaluate as measure
-    from e3d_deploy.evaluation.conventions import CONVENTIONS
-    from e3d_deploy.evaluation.report import write_report
-    from e3d_deploy.evaluation.samples import show_sample
-    from e3d_deploy.files import new_folder
-
-    if output is not None:
-        import matplotlib.figure  # noqa: F401 (fail before the measurement if it is missing)
-    conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
-    if lpips_weights is not None:
-        from e3d_deploy.evaluation.lpips import lpips_convention
-
-        conventions.append(lpips_convention(lpips_weights))
-    with ExitStack() as stack:
-        folder = None if output is None else stack.enter_context(new_folder(output))
-        predictor = stack.enter_context(open_predictor(model, backend, threads, importing))
-        context_length = context_length or predictor.context_length
-        horizon = horizon or predictor.horizon
-        progress = stack.enter_context(working(f"evaluating {model} on {data}"))
-        clips = evaluation_data(
-            data,
-            Form.of(predictor.config, predictor.card, layout),
-            split=split,
-            length=context_length + horizon,
-            most=most or (100 if data == "moving-mnist" else None),
-            skip_bad=skip_bad,
-            selection=selection,
-            progress=progress,
-        )
-        warn_of_data(clips, predictor.card.window, selection)
-
-        def each(number: int, clip: Any, forecast: Any) -> None:
-            progress(f"clip {number} of {len(clips)}")
-            if folder is not None and number <= samples:
-                show_sample(folder, str(number), clip, forecast, context_length)
-
-        found = measure(
-            predictor,
-            (clips[index].numpy() for index in range(len(clips))),
-            context_length=context_length,
-            horizon=horizon,
-            conventions=conventions,
-            each=each,
-        )
-        about = {"model": str(model), "identity": predictor.identity, "data": data, "split": split}
-        if folder is not None:
-            write_report(folder, found, about)
+    more: dict[str, Any] = {"convention": convention, "lpips_weights": lpips_weights, "samples": samples}
+    with working(f"evaluating {model} on {data}") as progress:
+        found = run(model, data, **more, **common, progress=progress)
+    results = found.results
     if json_:
-        as_json({**about, **found.to_dict()})
+        as_json(found.to_json())
     else:
-        show_evaluation(found)
+        show_evaluation(results)
     if output is not None:
         click.echo(output, err=json_)
     click.echo(
-        f"{found.clips} clips of {data} ({split}), {context_length} context frames, {horizon} predicted frames, "
-        f"backend {found.backend}",
+        f"{results.clips} clips of {data} ({split}), {results.context_length} context frames, {results.horizon} "
+        f"predicted frames, backend {results.backend}",
         err=True,
     )
+
+
+def evaluate_age(model: Path, data: str, *, json_: bool, output: Path | None, **options: Any) -> None:
+    """Measure the forecast error as a function of the age of the state, and print the result."""
+    from e3d_deploy.workflows.streaming import evaluate_streaming
+
+    with working(f"measuring the decay of {model} on {data}") as progress:
+        found = evaluate_streaming(model, data, output=output, progress=progress, **options)
+    if json_:
+        as_json(found.to_json())
+    else:
+        show_streaming(found)
+    if output is not None:
+        click.echo(output, err=json_)
+    streaming_remarks(found, data)
 
 
 def check_streaming(*, streaming: bool) -> None:

@@ -100,8 +100,8 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
 
     MODEL is a model file. The bundle also gets the weights, a reference clip and the manifest.
     """
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.bundle import export as export_model
+    from e3d_deploy.workflows.places import check_apart
 
     check_apart(output, model, options["calibration"], options["reference"], holds_clips=True)
     allowed = None if budget is None else parse_budget(budget)

@@ -21,21 +21,9 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 
     FOLDER_OR_PARTS is a folder of parts, or their paths. The newest complete set is used. The weights are float16.
     """
-    from e3d_deploy.commands._places import check_apart
-    from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import check_writable, write_file
-    from e3d_deploy.parts import find_parts
-    from e3d_deploy.parts import join as join_parts
+    from e3d_deploy.workflows.join import join_parts
 
-    if output.is_dir():
-        raise ConfigError(f"{output}: got a folder, expected the path of a model file; choose another name")
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or another name")
-    check_writable(output)
-    found = find_parts(parts)
-    check_apart(output, *found)
-    joined = join_parts(found)
-    write_file(output, joined.content)
+    joined = join_parts(parts, output, overwrite=overwrite)
     click.echo(output)
     click.echo(f"step {joined.step}, {megabytes(len(joined.content))}", err=True)
     for remark in joined.left_out:

@@ -30,8 +30,8 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
     Copies the engines of the bundle --from into BUNDLE and gives them the weights of BUNDLE, which is faster than
     `e3d build`. The graphs of both bundles may differ only in their weights. Needs a GPU that runs these engines.
     """
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.engines.refit import refit as refit_engines
+    from e3d_deploy.workflows.places import check_apart
 
     check_apart(bundle, source_)
     with working(f"refitting {target}") as progress:

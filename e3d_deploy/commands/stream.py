@@ -9,7 +9,6 @@ import click
 
 from e3d_deploy.commands._failures import explain
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
     BUNDLE_OR_MODEL,
@@ -150,6 +149,7 @@ def stream(
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.live.summary import summarise
     from e3d_deploy.live.workers import open_workers
+    from e3d_deploy.workflows.opening import open_predictor
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
@@ -161,7 +161,7 @@ def stream(
         policy=policy, queue_length=queue_length, silence_s=silence_s, attempts=attempts, realtime=realtime
     )
     with ExitStack() as stack:
-        predictor = stack.enter_context(open_predictor(model, backend, threads))
+        predictor = stack.enter_context(open_predictor(model, backend, threads=threads))
         check_horizon(predictor, horizon, len(addresses))
         form = Form.of(predictor.config, predictor.card)
         feeds = open_feeds(addresses, form, options, selection, stack)

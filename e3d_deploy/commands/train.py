@@ -52,7 +52,7 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
 
     The defaults are those of --recipe modern. The flags of run.py of google/e3d_lstm work too.
     """
-    from e3d_deploy.commands._places import check_apart
+    from e3d_deploy.workflows.places import check_apart
 
     with randomness_kept():
         from lightning.pytorch.utilities import rank_zero_only

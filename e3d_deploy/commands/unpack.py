@@ -28,8 +28,8 @@ def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, over
     The whole content of FILE is checked before anything is written.
     """
     from e3d_deploy.bundle.pack import unpack as unpack_bundle
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
+    from e3d_deploy.workflows.places import check_apart
 
     check_apart(output, archive)
     if archive.is_dir():

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._help import GroupedCommand, option
-from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MAX_FRAMES, PATH, THREADS, Count, json_option
-from e3d_deploy.commands._output import as_json, check_picture, table, verdict, warn, working
-from e3d_deploy.files import write_file
+from e3d_deploy.commands._output import as_json, table, verdict, warn, working
 from e3d_deploy.policies import PICTURE_RANGE
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.diagnosis import Finding
-    from e3d_deploy.runtime import Bundle
-    from e3d_deploy.runtime.backends.protocol import Backend
-    from e3d_deploy.runtime.choose import Choice
     from e3d_deploy.runtime.verify import Report
+    from e3d_deploy.workflows.verify import Against
 
 
 GROUPS = {
@@ -61,7 +57,7 @@ EXAMPLES = (
 def verify(
     bundle: Path,
     backend: str,
-    against: str,
+    against: "Against",
     clip: Path | None,
     layout: str | None,
     steps: int | None,
@@ -73,89 +69,37 @@ def verify(
 
     Passes if all differences are within the budget of the bundle.
     """
-    from contextlib import ExitStack
+    from e3d_deploy.workflows.verify import verify as run
 
-    from e3d_deploy import frames
-    from e3d_deploy.bundle.folder import record_verification
-    from e3d_deploy.data.clips import read_clips
-    from e3d_deploy.data.form import Form
-    from e3d_deploy.runtime.backends.registry import open_backend
-    from e3d_deploy.runtime.backends.specs import REFERENCE_BACKEND, find, has_libraries
-    from e3d_deploy.runtime.verify import verify as verify_backend
-
-    check_picture(picture, clip, bundle)
-    opened = open_bundle(bundle)
-    config = opened.config
-    given = None
-    if clip is None and layout is not None:
-        raise click.UsageError("--layout requires --clip; give both, or neither")
-    if clip is not None:
-        length = opened.context_length + opened.horizon
-        form = Form.of(config, opened.card, layout)
-        pictures = read_clips(clip, form, most=length, least=opened.context_length, count=1).frames[0]
-        given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
-    with ExitStack() as stack, working(f"verifying {bundle}"):
-        choice = None
-        if backend == "auto":
-            candidate, choice = open_auto(opened, threads)
-        else:
-            candidate = open_backend(opened, backend, threads=threads)
-        stack.enter_context(candidate)
-        if against == "auto":
-            # PyTorch always agrees with itself, so it is compared with its outputs recorded at export.
-            itself = candidate.name == REFERENCE_BACKEND and clip is None and steps is None
-            against = "torch" if has_libraries(find(REFERENCE_BACKEND)) and not itself else "reference"
-        yardstick = None
-        if against == "torch":
-            yardstick = stack.enter_context(open_backend(opened, REFERENCE_BACKEND, threads=threads))
-        report = verify_backend(opened, candidate, yardstick, given, steps=steps)
-        count_products = find(candidate.name).count_products
-        ran = None if count_products is None else count_products(candidate)
-        findings = [] if report.passed else why(opened, candidate.name, threads)
-    if given is None and not report.has_no_verdict:
-        record_verification(opened, report.to_dict())
-    if picture is not None:
-        from e3d_deploy.measure import plots
-
-        write_file(picture, plots.drift(report))
+    with working(f"verifying {bundle}"):
+        found = run(
+            bundle,
+            backend,
+            against=against,
+            clip=clip,
+            layout=layout,
+            steps=steps,
+            threads=threads,
+            picture=picture,
+            remark=lambda text: click.echo(text, err=True),
+        )
+    report = found.report
     if json_:
-        why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}
-        as_json({**report.to_dict(), "computed": ran, "choice": choice, **why_off})
+        as_json(found.to_json())
     else:
         show_report(report)
-        if ran is not None:
-            click.echo(f"matrix products and convolutions of a step on {candidate.name}: {products(ran)}")
-        show_findings(findings)
+        if found.computed is not None:
+            computed = products(found.computed)
+            click.echo(f"matrix products and convolutions of a step on {report.backend}: {computed}")
+        show_findings(found.findings)
     if report.has_no_verdict:
         warn(f"no verdict: {report.unproved}")
         return
     mend = "try another backend, or export the model again"
-    if findings:
-        first = findings[0]
+    if found.findings:
+        first = found.findings[0]
         mend = f"the first error is in {first.layer} ({first.cause}); export again with {first.advice}"
     verdict(report.passed, judged(report), remedy=f"largest difference at {report.furthest}; {mend}")
-
-
-def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice | None"]:
-    """Open the backend that `load` selects and print the reason.
-
-    If no backend agrees with the reference, open the first backend that can be opened.
-
-    Raises:
-        BackendUnavailable: no backend opens.
-    """
-    from e3d_deploy.errors import BackendUnavailable
-    from e3d_deploy.runtime.choose import choose, open_first
-
-    try:
-        backend, choice = choose(bundle, threads=threads)
-    except BackendUnavailable:
-        # No backend agrees in the first steps. The report on the opened backend shows where the backend differs.
-        backend = open_first(bundle, threads=threads)
-        click.echo(f"auto selects no backend; verifying {backend.name}, the first that opens", err=True)
-        return backend, None
-    click.echo(f"auto selects {choice.backend}: {choice.reason}", err=True)
-    return backend, choice
 
 
 def products(counts: Mapping[str, int]) -> str:
@@ -178,19 +122,6 @@ def judged(report: "Report") -> str:
         return f"{sides} in {report.precision}: {', '.join(words)}, {off}"
     line = f"{sides}: predictions {report.worst:.1e} (budget {report.budget:.1e}), states {report.worst_state[1]:.1e}"
     return line if math.isinf(report.state_budget) else f"{line} (budget {report.state_budget:.1e})"
-
-
-def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
-    """Return the first errors in the step graph; empty if the backend or a missing library rules out the search."""
-    from e3d_deploy.libraries import is_importable
-    from e3d_deploy.runtime.backends.specs import find
-
-    session = find(backend).explained_by
-    if session is None or not is_importable("onnx") or not is_importable("onnxruntime"):
-        return []
-    from e3d_deploy.export.precision.diagnosis import explain
-
-    return explain(bundle, backend, native=session == "session", threads=threads)
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:

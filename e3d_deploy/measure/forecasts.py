@@ -31,6 +31,8 @@ class Forecasts:
     """True frames, [B, T, C, H, W]; NaN after the end of the source."""
     last: Clip
     """Last frame of each context, [B, C, H, W]."""
+    backend: str | None = None
+    """Name of the backend that made the forecasts; None if it is not known."""
 
     @property
     def known(self) -> NDArray[np.bool_]:

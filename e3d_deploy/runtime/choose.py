@@ -62,7 +62,7 @@ class Choice:
         return next(one.reason for one in self.tried if one.backend == self.backend)
 
 
-def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -> tuple[Backend, Choice]:
+def choose(bundle: Bundle | str | Path, *, threads: int | None = None, again: bool = False) -> tuple[Backend, Choice]:
     """Choose the backend for `auto`, and return it opened, with the reason for the choice.
 
     A candidate is an installed backend that `auto` considers. It must reproduce PyTorch's recorded predictions in the
@@ -74,12 +74,14 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     compared again if the bundle, the renewal, the machine, the libraries, the candidates or `threads` change.
 
     Args:
+        bundle: bundle, opened or as the path of its folder.
         threads: number of threads within a step; None leaves the number to the library.
         again: ignore a stored choice.
 
     Raises:
         BackendUnavailable: no candidate is installed, or no candidate agrees with the reference clip.
     """
+    bundle = Bundle.of(bundle)
     file = _choice_file(bundle, threads)
     kept = None if again or file is None else _read(file)
     if kept is not None:

@@ -8,6 +8,7 @@ from e3d_deploy.bundle.folder import MANIFEST
 from e3d_deploy.data.folders import CLIPS, FOREIGN_FOLDERS, Key, entries, has_clips, key_of, masks_in
 from e3d_deploy.data.pictures import is_picture
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.files import check_writable
 
 
 def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool = False) -> None:
@@ -34,6 +35,25 @@ def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool
             raise ConfigError(f"{output}: contains the input {source} and would be overwritten; choose another path")
         if source.is_dir():
             _check_outside(output, source, holds_clips=holds_clips)
+
+
+def check_picture(path: Path | None, *read: Path | str | None) -> None:
+    """Check, before any work, that a picture can be drawn and written.
+
+    Args:
+        path: output path of the picture; None checks nothing.
+        read: inputs, which the picture must not overwrite.
+
+    Raises:
+        ConfigError: the path is a folder, an input or inside an input.
+    """
+    if path is not None:
+        import matplotlib.figure  # noqa: F401 (fail before the work if it is missing)
+
+        check_apart(path, *read)
+        if path.is_dir():
+            raise ConfigError(f"{path}: got a folder, expected a file; give a path such as {path / 'picture.png'}")
+        check_writable(path)
 
 
 def _check_outside(output: Path, source: Path, *, holds_clips: bool) -> None:

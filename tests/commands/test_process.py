@@ -439,17 +439,17 @@ def test_an_interrupted_stream_keeps_its_results(
 def test_an_interrupted_prediction_keeps_the_finished_clips(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from e3d_deploy.measure import forecasts
+    from e3d_deploy.measure.forecasts import forecast_clip
 
-    forecast, made = forecasts.forecast_clip, []
+    made = []
 
     def interrupted(predictor: Any, pictures: Any, horizon: int, **options: Any) -> Any:
         made.append(horizon)
         if len(made) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return forecast(predictor, pictures, horizon, **options)
+        return forecast_clip(predictor, pictures, horizon, **options)
 
-    monkeypatch.setattr(forecasts, "forecast_clip", interrupted)
+    monkeypatch.setattr("e3d_deploy.workflows.predict.forecast_clip", interrupted)
     np.save(tmp_path / "clips.npy", np.zeros((5, 4, 16, 24, 1), np.uint8))
     e3d("predict", exported / "tiny.e3d", tmp_path / "clips.npy", "-o", tmp_path / "a.npz", code=143)
     assert np.load(tmp_path / "a.npz")["frames"].shape == (2, 3, 16, 24, 1)

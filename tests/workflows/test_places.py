@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3d_deploy.commands._places import check_apart
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.workflows.places import check_apart
 from tests.tools import contents, e3d
 
 SAME, INSIDE, BUNDLE = (
