@@ -14,6 +14,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 from e3d_deploy.files import check_writable, replace_file, write_file
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.paths import check_path
 from e3d_deploy.tensors import (
     DAMAGED,
     FORMAT,
@@ -44,7 +45,7 @@ def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: t
         CheckpointError: A finite weight is too large for `dtype`.
         ConfigError: The folder of `path` does not exist.
     """
-    path = Path(path)
+    path = check_path("path", path)
     check_writable(path)
     write_file(path, content(model, card=card, dtype=dtype))
 
@@ -75,6 +76,7 @@ def load(path: str | Path) -> E3DLSTM:
         CheckpointMissing: The file does not exist.
         CheckpointError: The file is not a model file, its weights do not fit its config, or a weight is not finite.
     """
+    path = check_path("path", path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -186,3 +188,7 @@ def write_card(path: str | Path, card: Card) -> None:
     header, start = read_header(path)
     header["__metadata__"] = {KEY: json.dumps(entries)}
     replace_file(path, header_bytes(json.dumps(header, separators=(",", ":"))) + path.read_bytes()[start:])
+
+
+load_model, save_model = load, save
+"""Names of the two functions in `e3d_deploy.api`, where no module name precedes them."""
