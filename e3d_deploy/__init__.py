@@ -1,3 +1,3 @@
 """Train, export, verify and stream E3D-LSTM video prediction."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

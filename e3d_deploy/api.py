@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from e3d_deploy.data.form import Form as Form
     from e3d_deploy.data.inspect import DataContents as DataContents
     from e3d_deploy.diff import diff as diff
+    from e3d_deploy.doctor import examine as examine
     from e3d_deploy.errors import BackendUnavailable as BackendUnavailable
     from e3d_deploy.errors import BenchmarkError as BenchmarkError
     from e3d_deploy.errors import BundleError as BundleError
@@ -104,6 +105,7 @@ MODULES = {
     "data.form": "Form",
     "data.inspect": "DataContents",
     "diff": "diff",
+    "doctor": "examine",
     "export.bundle": "export",
     "export.engines.build": "build",
     "export.engines.cache": "EngineCache",

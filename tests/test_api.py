@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ TAKES: dict[str, tuple[Callable[..., Any], ...]] = {
     "cache verify": (api.EngineCache,),
     "data inspect": (api.inspect_data, api.Form),
     "diff": (api.diff,),
-    "doctor": (api.choose,),
+    "doctor": (api.examine, api.choose),
     "evaluate": (api.evaluate, api.evaluate_streaming, api.import_checkpoint),
     "export": (api.export,),
     "import": (api.import_checkpoint, api.compare_outputs, api.save_model),
@@ -140,6 +141,12 @@ def test_each_name_has_a_docstring_of_its_own() -> None:
         text = inspect.getdoc(getattr(api, name)) or ""
         assert not text.startswith(f"{name}("), f"{name}: dataclasses makes this text"
         assert len(text) > 20, name
+
+
+def test_the_page_on_the_api_lists_each_name_once() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    table = page.partition("## Names by task")[2].partition("\nEach command")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(api.__all__)
 
 
 def test_type_checkers_see_the_same_names_as_programs() -> None:

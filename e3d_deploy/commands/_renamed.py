@@ -6,7 +6,7 @@ RENAMED = {
     "benchmark": {"--target-p99": "--latency-goal"},
     "export": {"--target": "--backend"},
 }
-"""Present names of options by command and former name; removed in version 0.2."""
+"""Present names of options by command and former name; removed in version 0.3."""
 
 
 def present_names(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -23,6 +23,6 @@ def present_names(args: Sequence[str]) -> tuple[list[str], list[str]]:
         former, equals, value = arg.partition("=")
         name = known.get(former, former)
         if name != former:
-            remarks.append(f"Warning: {former} is now {name}; the former name will be removed in version 0.2")
+            remarks.append(f"Warning: {former} is now {name}; the former name will be removed in version 0.3")
         present.append(f"{name}{equals}{value}")
     return present, remarks

@@ -116,7 +116,7 @@ def export(
         layout: axes of arrays in `calibration` and `reference`, one of `form.LAYOUTS`; None to infer them from shapes.
         overwrite: replace an existing bundle.
         progress: called with the name of each phase.
-        target: old name of `backend`; deprecated, will be removed in version 0.2.
+        target: old name of `backend`; deprecated, will be removed in version 0.3.
 
     Raises:
         CheckpointError: `model_path` is not a model.

@@ -11,7 +11,7 @@ from tests.tools import e3d
 
 def test_a_former_option_means_the_present_one(tmp_path: Path) -> None:
     ended = e3d("export", tmp_path / "none.safetensors", "-o", tmp_path / "o.e3d", "--target=abacus", code=2)
-    assert "Warning: --target is now --backend; the former name will be removed in version 0.2" in ended.stderr
+    assert "Warning: --target is now --backend; the former name will be removed in version 0.3" in ended.stderr
     assert "'--backend': 'abacus' is not one of" in ended.stderr
 
 
