@@ -10,7 +10,6 @@ from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MAX_FRAMES, PATH, Count, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
-from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_backends, find
 
@@ -105,15 +104,6 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
 
     check_apart(output, model, options["calibration"], options["reference"], holds_clips=True)
     allowed = None if budget is None else parse_budget(budget)
-    if options["layout"] is not None and options["calibration"] is None and options["reference"] is None:
-        raise click.UsageError(
-            "--layout requires --calibration or --reference; give one of them, or leave --layout out"
-        )
-    if options["calibration"] is not None and options["precision"] == "fp32" and allowed is None:
-        raise ConfigError(
-            "calibration: not used with precision fp32 unless --budget is given; leave --calibration out, or "
-            "give another --precision"
-        )
     with working(f"exporting {model}") as progress:
         export_model(model, output, budget=allowed, progress=progress, **options)
     bundle = open_bundle(output)

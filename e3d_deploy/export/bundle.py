@@ -121,7 +121,8 @@ def export(
     Raises:
         CheckpointError: `model_path` is not a model.
         ConfigError: a length is below 1. `output` exists. A policy, layer or backend is unknown. `exclude` leaves too
-            few layers in the low type. The calibration clips or the reference clip have too little contrast or motion.
+            few layers in the low type. `calibration` or `layout` would have no effect. The calibration clips or the
+            reference clip have too little contrast or motion.
         BackendUnavailable: `backend` does not run the policy, or a library is missing.
         QualityError: no policy stays within its budget.
         ClipError, ShapeError: a clip cannot be read, is too short or does not fit the model.
@@ -133,6 +134,7 @@ def export(
     model_path, output = check_path("model_path", model_path), check_path("output", output)
     calibration = None if calibration is None else check_path("calibration", calibration)
     reference = None if reference is None else check_path("reference", reference)
+    _check_used(precision, budget, calibration, reference, layout)
     with OwnSettings():
         settings = checked_settings(
             model_path,
@@ -161,6 +163,23 @@ def export(
         write_graphs(composed, folder)
         write_manifest(folder, manifest_of(settings, recorded.rounding, composed, folder))
     return output
+
+
+def _check_used(
+    precision: str, budget: Budget | None, calibration: Path | None, reference: Path | None, layout: str | None
+) -> None:
+    """Refuse arguments that would have no effect.
+
+    Raises:
+        ConfigError: `calibration` or `layout` would not be used.
+    """
+    if layout is not None and calibration is None and reference is None:
+        raise ConfigError("--layout requires --calibration or --reference; give one of them, or leave --layout out")
+    if calibration is not None and precision == "fp32" and budget is None:
+        raise ConfigError(
+            "calibration: not used with precision fp32 unless --budget is given; leave --calibration out, or "
+            "give another --precision"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
