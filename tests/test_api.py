@@ -193,6 +193,16 @@ def test_the_import_needs_no_library() -> None:
         (lambda: api.predict(3, "clip.npy"), "path: got 3"),  # type: ignore[arg-type]
         (lambda: api.predict("a.e3d", 3), "clip: got 3"),  # type: ignore[arg-type]
         (lambda: api.predict("a.e3d", "clip.npy", every=2, resample=5), "every, resample: got both"),
+        (lambda: api.predict("a.e3d", "clip.npy", horizon=0), "horizon: got 0, expected a whole number of 1 or more"),
+        (lambda: api.predict("a.e3d", "clip.npy", start=-1), "start: got -1, expected a whole number of 0 or more"),
+        (lambda: api.evaluate("a.e3d", context_length=0), "context_length: got 0"),
+        (lambda: api.evaluate("a.e3d", most=True), "most: got True"),
+        (lambda: api.evaluate_streaming("a.e3d", horizon=2.5), "horizon: got 2.5"),  # type: ignore[arg-type]
+        (lambda: api.verify("a.e3d", steps=0), "steps: got 0"),
+        (lambda: api.verify("a.e3d", against="mine"), "against: got 'mine'"),  # type: ignore[arg-type]
+        (lambda: api.benchmark("a.e3d", repeats=1), "repeats: got 1, expected a whole number of 5 or more"),
+        (lambda: api.benchmark("a.e3d", seconds=float("nan")), "seconds: got nan"),
+        (lambda: api.benchmark("a.e3d", streams=[0]), "streams: got 0"),
         (lambda: api.evaluate(3), "path: got 3"),  # type: ignore[arg-type]
         (lambda: api.evaluate("a.e3d", convention="mine"), "convention: got 'mine'"),  # type: ignore[arg-type]
         (lambda: api.evaluate_streaming(3), "model: got 3"),  # type: ignore[arg-type]
@@ -271,6 +281,10 @@ def test_an_array_with_a_wrong_rank_or_options_for_files_is_refused(exported: Pa
         api.predict(exported / "tiny.e3d", pictures[0])
     with pytest.raises(api.ConfigError, match="slice the array"):
         api.predict(exported / "tiny.e3d", pictures, every=2)
+    with pytest.raises(api.ConfigError, match="loop: yielded no context"):
+        api.predict(exported / "tiny.e3d", pictures, loop=lambda _: ())
+    with pytest.raises(api.ShapeError, match="expected"):
+        api.predict(exported / "tiny.e3d", pictures[:, :8])
 
 
 def test_results_are_values_that_cannot_be_changed() -> None:

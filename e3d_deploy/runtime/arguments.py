@@ -26,6 +26,17 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     return count
 
 
+def check_counts(*, least: int = 1, **values: Any) -> None:
+    """Check several whole numbers by the names of their arguments; None, which stands for a default, is accepted.
+
+    Raises:
+        ConfigError: a value is neither None nor a whole number of at least `least`.
+    """
+    for name, value in values.items():
+        if value is not None:
+            check_count(name, value, least=least)
+
+
 def check_ms(name: str, value: Any) -> float | None:
     """Return `value`, a time in milliseconds, as a float; None, which means no limit, is returned unchanged.
 

@@ -1,5 +1,6 @@
 """Benchmark of a bundle: opens the backends, times them, counts streams and compares with an earlier run."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +23,7 @@ from e3d_deploy.measure.tasks import Pictures, check_what
 from e3d_deploy.measure.timing import REPEATS
 from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.runtime.arguments import check_count, check_counts
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.shipped import extracted
 from e3d_deploy.workflows.opening import folder_of
@@ -74,6 +76,11 @@ def benchmark(
         BenchmarkError: the baseline is not a result of a benchmark.
         ConfigError: an argument is invalid.
     """
+    check_counts(repeats=repeats, least=5)
+    for count in streams:
+        check_count("streams", count)
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds: got {seconds!r}, expected a finite number above 0")
     if fps is not None and latency_goal_ms is None:
         raise ConfigError("--fps requires --latency-goal; give both, or neither")
     if tolerance is not None and baseline is None:

@@ -8,6 +8,7 @@ from e3d_deploy.data.splits import Split
 from e3d_deploy.files import write_file
 from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.workflows.places import check_picture
 
 
@@ -37,6 +38,7 @@ def inspect_data(
         BackendUnavailable: the library for videos and pictures is missing.
         ConfigError: the picture is an input, or cannot be written.
     """
+    check_counts(length=length)
     text = check_source("source", source)
     picture = None if picture is None else check_path("picture", picture)
     check_picture(picture, text)

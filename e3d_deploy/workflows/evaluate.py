@@ -19,6 +19,7 @@ from e3d_deploy.evaluation.samples import show_sample
 from e3d_deploy.files import new_folder
 from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.workflows.opening import open_predictor
 from e3d_deploy.workflows.places import check_apart
 
@@ -95,6 +96,8 @@ def evaluate(
         BundleError, CheckpointError, BackendUnavailable: the model cannot be opened; see `open_predictor`.
     """
     data, selection = check_source("data", data), Selection(every=every, resample=resample)
+    check_counts(samples=samples, least=0)
+    check_counts(context_length=context_length, horizon=horizon, most=most)
     output = check_inputs(model, data, output, lpips_weights, layout=layout, skip_bad=skip_bad)
     conventions = _conventions(convention, lpips_weights)
     with ExitStack() as stack:

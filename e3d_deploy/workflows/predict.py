@@ -21,6 +21,7 @@ from e3d_deploy.memory import check_memory
 from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent, within
 from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.workflows.opening import open_predictor
 from e3d_deploy.workflows.places import check_apart
 
@@ -79,6 +80,8 @@ def predict(
     source = None if isinstance(clip, np.ndarray) else check_path("clip", clip)
     output = None if output is None else check_path("output", output)
     selection = Selection(every=every, resample=resample)
+    check_counts(context_length=context_length, horizon=horizon, zoom=zoom)
+    check_counts(start=start, least=0)
     if output is not None:
         check_apart(output, source, check_path("model", model), holds_clips=not output.suffix)
         check_clips_path(output)
@@ -131,6 +134,8 @@ def _forecasts(
     for number, context in enumerate(loop(contexts)):
         say = within(progress, f"clip {number + 1} of {len(contexts)}" if len(contexts) > 1 else "")
         forecasts.append(forecast_clip(predictor, context, horizon, progress=say))
+    if not forecasts:
+        raise ConfigError("loop: yielded no context, expected at least one; yield the contexts that it is called with")
     count = len(forecasts)
     done = with_truth(forecasts, contexts[:count], true_pictures[:count])
     return replace(done, backend=predictor.backend.name)

@@ -20,6 +20,7 @@ from e3d_deploy.evaluation.streaming import decay_ages, measure_decay, record_wi
 from e3d_deploy.files import new_folder
 from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.workflows.evaluate import check_inputs
 from e3d_deploy.workflows.opening import THIRD_PARTY, index_of, open_predictor
 
@@ -97,6 +98,7 @@ def evaluate_streaming(
     """
     model, data = check_path("model", model), check_source("data", data)
     selection = Selection(every=every, resample=resample)
+    check_counts(context_length=context_length, horizon=horizon, most=most)
     output = check_inputs(model, data, output, layout=layout, skip_bad=skip_bad)
     if record:
         check_record(model)

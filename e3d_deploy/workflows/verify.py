@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from numpy.typing import NDArray
 
@@ -17,6 +17,7 @@ from e3d_deploy.files import write_file
 from e3d_deploy.libraries import is_importable
 from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import REFERENCE_BACKEND, find, has_libraries
@@ -90,6 +91,9 @@ def verify(
         ConfigError: an argument is invalid, or the clip has too little contrast or motion.
         ClipError, ShapeError: the clip cannot be read, or does not fit the model.
     """
+    check_counts(steps=steps)
+    if against not in get_args(Against):
+        raise ConfigError(f"against: got {against!r}, expected one of {', '.join(get_args(Against))}")
     if clip is None and layout is not None:
         raise ConfigError("--layout requires --clip; give both, or neither")
     clip = None if clip is None else check_path("clip", clip)
