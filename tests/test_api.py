@@ -187,6 +187,7 @@ def test_the_import_needs_no_library() -> None:
         (lambda: api.export("a.safetensors", "a.e3d", calibration=3), "calibration: got 3"),  # type: ignore[arg-type]
         (lambda: api.export("a.safetensors", "a.e3d", layout="THW"), "--layout requires"),
         (lambda: api.export("a.safetensors", "a.e3d", calibration="c"), "calibration: not used with precision fp32"),
+        (lambda: api.profile("a.e3d", steps=0), "steps: got 0"),
         (lambda: api.inspect(3), "path: got 3"),  # type: ignore[arg-type]
         (lambda: api.diff("a.e3d", 3), "other: got 3"),  # type: ignore[arg-type]
         (lambda: api.load(3), "path: got 3"),  # type: ignore[arg-type]

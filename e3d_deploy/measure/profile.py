@@ -11,6 +11,7 @@ from e3d_deploy.libraries import pip_install
 from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.profilers import trace
 from e3d_deploy.measure.roofline import Roofline, measure
+from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.backends.protocol import NodeTime
 from e3d_deploy.runtime.backends.registry import check_threads
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, find
@@ -143,6 +144,7 @@ def profile(
         BundleError: The bundle is damaged, or does not exist.
         ConfigError: The backend is unknown.
     """
+    check_count("steps", steps)
     bundle, threads = Bundle.of(bundle), check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
     costs, missing = _costs(bundle, backend) if roofline else ([], "not requested")
