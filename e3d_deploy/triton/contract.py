@@ -18,3 +18,6 @@ START, END, CORRID = "START", "END", "CORRID"
 PARAMETERS = ("e3d_contract", "e3d_bundle", "e3d_version", "e3d_context", "e3d_renewal")
 """Parameters of the model configuration: VERSION, identity of the bundle, version of e3d_deploy that wrote the
 repository, frames of context that the model was trained with, and renewal of its streams."""
+SETTINGS = ("e3d_backend", "e3d_threads")
+"""Parameters that only the model on the server reads: name of the backend, and threads of a step, empty if the library
+chooses. The model reads the idle time and the number of streams from `sequence_batching` in the configuration."""
