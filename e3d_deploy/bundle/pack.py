@@ -1,4 +1,4 @@
-"""Packs a bundle into one archive, and unpacks it on a device; unpacking needs no PyTorch."""
+"""Packs a bundle into one archive, unpacks it on a device, and copies it; none of this needs PyTorch."""
 
 import dataclasses
 import hashlib
@@ -83,6 +83,32 @@ def pack(
             if digest != manifest.files[name]:
                 raise BundleError(f"{bundle.path / name}: changed during packing; pack the bundle again")
     return output
+
+
+def copy_bundle(bundle: Bundle, folder: Path, *, engines: bool = False, progress: Notify = silent) -> None:
+    """Copy an opened bundle into a new folder, with the content that an archive of `pack` would have.
+
+    Args:
+        engines: copy the TensorRT plans too.
+        progress: function that is called with the name of the file being written and the share that is done.
+
+    Raises:
+        BundleError: A file is missing or has changed since the bundle was opened.
+    """
+    manifest = bundle.manifest if engines else without_engines(bundle.manifest)
+    check_names([MANIFEST, *manifest.files], bundle.path)
+    folder.mkdir()
+    for name, digest in manifest.files.items():
+        if (size := bundle.size(name)) is None:
+            raise BundleError(f"{bundle.path / name}: is missing; build the engines again, or leave them out")
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        with _source(bundle, name) as source, file.open("xb") as destination:
+            found = _copy(source, destination, size, lambda done, name=name: progress(f"{name}{done}"))  # type: ignore[misc]
+        if found != digest:
+            raise BundleError(f"{bundle.path / name}: changed while it was copied; run the command again")
+        sync(file)
+    write_manifest(folder, manifest)
 
 
 def unpack(

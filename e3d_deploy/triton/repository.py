@@ -1,0 +1,185 @@
+"""Writes a model repository, the folder from which Triton serves bundles."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.bundle.pack import copy_bundle
+from e3d_deploy.errors import BundleError, ConfigError
+from e3d_deploy.files import check_writable, naming, swap, workspace
+from e3d_deploy.progress import Notify, silent
+from e3d_deploy.triton import contract
+from e3d_deploy.triton.config import Flavour, Message, Serving, python_config, renewal_of, text_of
+
+CONFIG, VERSION_FOLDER, BUNDLE = "config.pbtxt", "1", "bundle.e3d"
+"""Names inside the folder of a model: its configuration, its only version, and the bundle in this version."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Pattern of valid model names: they are names of folders, and parts of the addresses of requests."""
+MODEL = '''\
+"""Model of Triton's Python backend; the code is part of e3d_deploy."""
+
+from e3d_deploy.triton.model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+"""Content of model.py, which Triton's Python backend imports."""
+DEFAULTS = Serving()
+
+
+@dataclass(frozen=True)
+class Model:
+    """Model of a repository."""
+
+    name: str
+    """Name of the model, which is the name of its folder."""
+    bundle: Bundle
+    """Bundle that the model serves."""
+    flavour: Flavour
+    """Backend of Triton that serves the model."""
+    backend: str
+    """Backend that runs the network: for `python` a backend of e3d_deploy, otherwise the flavour."""
+    device: str
+    """Device class of the model's instances."""
+    max_batch: int
+    """Maximum number of streams that one call steps."""
+    renewal: str
+    """Renewal of the streams: the default of the bundle for `python`, otherwise `none`."""
+
+
+def write_repository(
+    bundles: Sequence[Bundle],
+    output: Path,
+    *,
+    flavours: Sequence[Flavour] = ("python",),
+    name: str | None = None,
+    serving: Serving = DEFAULTS,
+    engines: bool = False,
+    overwrite: bool = False,
+    progress: Notify = silent,
+) -> list[Model]:
+    """Write a model repository with one model for each bundle and flavour, and return the models.
+
+    The repository appears under its name only when it is complete.
+
+    Args:
+        name: name of the model of the only bundle; None makes the names from the names of the bundles.
+        engines: include the TensorRT plans in the bundles of the flavour `python`.
+        overwrite: replace an existing repository.
+        progress: function that is called with the name of the file being written.
+
+    Raises:
+        ConfigError: two models have the same name; `name` is invalid; or `output` exists (and `overwrite` is not set,
+            or it contains something that `e3d pack` did not write), is inside a bundle, or contains a bundle.
+        BundleError: a flavour cannot serve a bundle.
+    """
+    named = _named(bundles, flavours, name)
+    _check_apart(output, bundles)
+    with _new_repository(output, overwrite=overwrite) as folder:
+        models = []
+        for model_name, (bundle, flavour) in named.items():
+            place = folder / model_name
+            (place / VERSION_FOLDER).mkdir(parents=True)
+            config = _write_python(place, bundle, model_name, serving, engines=engines, progress=progress)
+            (place / CONFIG).write_text(text_of(config))
+            device = "gpu" if serving.on_gpu(flavour) else "cpu"
+            models.append(
+                Model(model_name, bundle, flavour, serving.backend, device, serving.max_batch, renewal_of(bundle))
+            )
+    return models
+
+
+def _write_python(
+    folder: Path, bundle: Bundle, name: str, serving: Serving, *, engines: bool, progress: Notify
+) -> Message:
+    """Write the files of a model of the flavour `python` except its configuration, which is returned."""
+    if bundle.batch != 1:
+        raise BundleError(
+            f"{bundle.path}: its graphs take {bundle.batch} streams at once; export with --batch any to serve it"
+        )
+    version = folder / VERSION_FOLDER
+    (version / "model.py").write_text(MODEL)
+    copy_bundle(bundle, version / BUNDLE, engines=engines, progress=progress)
+    return python_config(bundle, name, serving)
+
+
+def _named(
+    bundles: Sequence[Bundle], flavours: Sequence[Flavour], name: str | None
+) -> dict[str, tuple[Bundle, Flavour]]:
+    """Return the bundle and the flavour of each model, by the name of the model."""
+    if name is not None and not NAME.fullmatch(name):
+        raise ConfigError(
+            f"name: got {name!r}, expected letters, digits, underscores, points and hyphens, the first a letter, digit "
+            "or underscore; give another name"
+        )
+    found: dict[str, tuple[Bundle, Flavour]] = {}
+    for bundle in bundles:
+        stem = name or name_of(bundle.path)
+        for flavour in dict.fromkeys(flavours):
+            key = stem if flavour == "python" else f"{stem}_{flavour}"
+            if key in found:
+                raise ConfigError(
+                    f"name: {found[key][0].path} and {bundle.path} both give the model {key}; rename one of the "
+                    "bundles, or pack them into two repositories"
+                )
+            found[key] = (bundle, flavour)
+    return found
+
+
+def name_of(bundle: Path) -> str:
+    """Return the name of a bundle without its suffix, with underscores in place of characters that no model name has.
+
+    A name that would start with a point or a hyphen starts with an underscore.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", bundle.resolve().name.removesuffix(".e3d"))
+    return re.sub(r"^[.-]", "_", name) or "model"
+
+
+def _check_apart(output: Path, bundles: Sequence[Bundle]) -> None:
+    """Check that the repository and the bundles do not contain one another."""
+    place = output.resolve()
+    for bundle in bundles:
+        source = bundle.path.resolve()
+        if place.is_relative_to(source):
+            raise ConfigError(f"{output}: is inside the bundle {bundle.path}; choose another path")
+        if source.is_relative_to(place):
+            raise ConfigError(f"{output}: contains the bundle {bundle.path}; choose another path")
+
+
+@contextmanager
+def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that moves to `output` when the `with` block succeeds, and is removed if it fails."""
+    if output.exists():
+        if not overwrite:
+            raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or give another name")
+        if other := _other_content(output):
+            raise ConfigError(
+                f"{output}: contains {other}, which `e3d pack --triton` did not write, so it is not replaced; give "
+                "another name"
+            )
+    check_writable(output, folder=True)
+    place = output.resolve()
+    with naming(output), workspace(place) as folder:
+        yield folder
+        folder.chmod(0o755)
+        if overwrite and place.exists():
+            swap(folder, place)
+        else:
+            folder.replace(place)
+
+
+def _other_content(repository: Path) -> str | None:
+    """Return the name of an entry of a folder that `write_repository` did not write; None if there is none.
+
+    For a path that is not a folder, return its name.
+    """
+    if not repository.is_dir():
+        return repository.name
+    marker = f'"{contract.PARAMETERS[0]}"'
+    for entry in sorted(repository.iterdir()):
+        config = entry / CONFIG
+        if not config.is_file() or marker not in config.read_text(errors="replace"):
+            return entry.name
+    return None
