@@ -17,9 +17,9 @@ GROUPS = {
 }
 EXAMPLES = (
     "e3d pack small.e3d -o small.e3d.zip",
-    "e3d pack small.e3d large.e3d --triton models --max-streams 64",
+    "e3d pack small.e3d --triton models --flavour python --flavour onnxruntime",
 )
-FLAVOURS = ("python",)
+FLAVOURS = ("python", "onnxruntime", "tensorrt")
 MAX_STREAMS = 4096
 
 

@@ -124,8 +124,8 @@ def sequences(serving: Serving, **more: Value) -> Message:
     }
 
 
-def python_config(bundle: Bundle, name: str, serving: Serving) -> Message:
-    """Return the configuration of a model that runs `e3d_deploy.triton.model` in Triton's Python backend.
+def python_config(bundle: Bundle, serving: Serving) -> Message:
+    """Return the configuration, without the name, of a model that runs `e3d_deploy.triton.model` on Triton.
 
     The model takes batches even if the graphs of the bundle take one stream, because the runtime then steps the streams
     of a batch one after another.
@@ -133,7 +133,6 @@ def python_config(bundle: Bundle, name: str, serving: Serving) -> Message:
     C, (H, W) = bundle.config.channels, bundle.config.image_size
     settings = (serving.backend, "" if serving.threads is None else str(serving.threads))
     return {
-        "name": name,
         "backend": "python",
         "max_batch_size": serving.max_batch,
         "input": [

@@ -10,8 +10,8 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.pack import copy_bundle
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import check_writable, naming, swap, workspace
-from e3d_deploy.progress import Notify, silent
-from e3d_deploy.triton import contract
+from e3d_deploy.progress import Notify, silent, within
+from e3d_deploy.triton import contract, implicit
 from e3d_deploy.triton.config import Flavour, Message, Serving, python_config, renewal_of, text_of
 
 CONFIG, VERSION_FOLDER, BUNDLE = "config.pbtxt", "1", "bundle.e3d"
@@ -77,32 +77,48 @@ def write_repository(
     """
     named = _named(bundles, flavours, name)
     _check_apart(output, bundles)
+    _check_batches(bundles)
     with _new_repository(output, overwrite=overwrite) as folder:
         models = []
         for model_name, (bundle, flavour) in named.items():
-            place = folder / model_name
-            (place / VERSION_FOLDER).mkdir(parents=True)
-            config = _write_python(place, bundle, model_name, serving, engines=engines, progress=progress)
-            (place / CONFIG).write_text(text_of(config))
-            device = "gpu" if serving.on_gpu(flavour) else "cpu"
             models.append(
-                Model(model_name, bundle, flavour, serving.backend, device, serving.max_batch, renewal_of(bundle))
+                _write_model(
+                    folder / model_name,
+                    bundle,
+                    flavour,
+                    serving,
+                    engines=engines,
+                    progress=within(progress, model_name),
+                )
             )
     return models
 
 
-def _write_python(
-    folder: Path, bundle: Bundle, name: str, serving: Serving, *, engines: bool, progress: Notify
-) -> Message:
-    """Write the files of a model of the flavour `python` except its configuration, which is returned."""
-    if bundle.batch != 1:
-        raise BundleError(
-            f"{bundle.path}: its graphs take {bundle.batch} streams at once; export with --batch any to serve it"
-        )
+def _write_model(
+    folder: Path, bundle: Bundle, flavour: Flavour, serving: Serving, *, engines: bool, progress: Notify
+) -> Model:
+    """Write the folder of a model."""
     version = folder / VERSION_FOLDER
+    version.mkdir(parents=True)
+    if flavour == "python":
+        backend, renewal = serving.backend, renewal_of(bundle)
+        config = _write_python(version, bundle, serving, engines=engines, progress=progress)
+    else:
+        backend, renewal = flavour, implicit.RENEWAL
+        write = {"onnxruntime": implicit.write_onnxruntime, "tensorrt": implicit.write_tensorrt}[flavour]
+        config = write(folder, version, bundle, serving, progress)
+    (folder / CONFIG).write_text(text_of({"name": folder.name, **config}))
+    device = "gpu" if serving.on_gpu(flavour) else "cpu"
+    streams = config["max_batch_size"]
+    assert isinstance(streams, int)
+    return Model(folder.name, bundle, flavour, backend, device, max(1, streams), renewal)
+
+
+def _write_python(version: Path, bundle: Bundle, serving: Serving, *, engines: bool, progress: Notify) -> Message:
+    """Write the model and its bundle, and return the configuration without the name of the model."""
     (version / "model.py").write_text(MODEL)
     copy_bundle(bundle, version / BUNDLE, engines=engines, progress=progress)
-    return python_config(bundle, name, serving)
+    return python_config(bundle, serving)
 
 
 def _named(
@@ -148,6 +164,15 @@ def _check_apart(output: Path, bundles: Sequence[Bundle]) -> None:
             raise ConfigError(f"{output}: contains the bundle {bundle.path}; choose another path")
 
 
+def _check_batches(bundles: Sequence[Bundle]) -> None:
+    """Check that the graphs of the bundles step single streams, because each request of a server is for one stream."""
+    for bundle in bundles:
+        if bundle.batch != 1:
+            raise BundleError(
+                f"{bundle.path}: its graphs take {bundle.batch} streams at once; export with --batch any to serve it"
+            )
+
+
 @contextmanager
 def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder that moves to `output` when the `with` block succeeds, and is removed if it fails."""
@@ -177,7 +202,7 @@ def _other_content(repository: Path) -> str | None:
     """
     if not repository.is_dir():
         return repository.name
-    marker = f'"{contract.PARAMETERS[0]}"'
+    marker = f'"{contract.PARAMETERS[1]}"'
     for entry in sorted(repository.iterdir()):
         config = entry / CONFIG
         if not config.is_file() or marker not in config.read_text(errors="replace"):
