@@ -48,7 +48,7 @@ MAX_STREAMS = 4096
 @option(
     "--idle",
     "idle_s",
-    type=Finite(min=0, min_open=True, max=1e9),
+    type=Finite(min=0.001, max=1e6),
     default=60.0,
     metavar="S",
     help="Time after which the server ends a stream without requests (seconds).",

@@ -1,23 +1,23 @@
 """Writes a model repository, the folder from which Triton serves bundles."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.pack import copy_bundle
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import check_writable, naming, swap, workspace
 from e3d_deploy.progress import Notify, silent, within
+from e3d_deploy.tensorrt_library import Target
 from e3d_deploy.triton import contract, implicit
 from e3d_deploy.triton.config import Flavour, Message, Serving, python_config, renewal_of, text_of
+from e3d_deploy.triton.names import named_models
 
 CONFIG, VERSION_FOLDER, BUNDLE = "config.pbtxt", "1", "bundle.e3d"
 """Names inside the folder of a model: its configuration, its only version, and the bundle in this version."""
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Pattern of valid model names: they are names of folders, and parts of the addresses of requests."""
 MODEL = '''\
 """Model of Triton's Python backend; the code is part of e3d_deploy."""
 
@@ -75,7 +75,7 @@ def write_repository(
             or it contains something that `e3d pack` did not write), is inside a bundle, or contains a bundle.
         BundleError: a flavour cannot serve a bundle.
     """
-    named = _named(bundles, flavours, name)
+    named = named_models(bundles, flavours, name)
     _check_apart(output, bundles)
     _check_batches(bundles)
     with _new_repository(output, overwrite=overwrite) as folder:
@@ -116,41 +116,23 @@ def _write_model(
 
 def _write_python(version: Path, bundle: Bundle, serving: Serving, *, engines: bool, progress: Notify) -> Message:
     """Write the model and its bundle, and return the configuration without the name of the model."""
+    if serving.backend in get_args(Target):
+        _check_engine(bundle, serving.backend, engines=engines)
     (version / "model.py").write_text(MODEL)
     copy_bundle(bundle, version / BUNDLE, engines=engines, progress=progress)
     return python_config(bundle, serving)
 
 
-def _named(
-    bundles: Sequence[Bundle], flavours: Sequence[Flavour], name: str | None
-) -> dict[str, tuple[Bundle, Flavour]]:
-    """Return the bundle and the flavour of each model, by the name of the model."""
-    if name is not None and not NAME.fullmatch(name):
-        raise ConfigError(
-            f"name: got {name!r}, expected letters, digits, underscores, points and hyphens, the first a letter, digit "
-            "or underscore; give another name"
+def _check_engine(bundle: Bundle, target: str, *, engines: bool) -> None:
+    """Check that the repository will have the engine that the backend of the model runs."""
+    if f"step.{target}" not in bundle.manifest.engines:
+        there = ", ".join(bundle.manifest.engines) or "no engines"
+        raise BundleError(
+            f"{bundle.path}: has no engine step.{target}, its manifest lists {there}; build it: "
+            f"`e3d build {bundle.path} --target {target}`"
         )
-    found: dict[str, tuple[Bundle, Flavour]] = {}
-    for bundle in bundles:
-        stem = name or name_of(bundle.path)
-        for flavour in dict.fromkeys(flavours):
-            key = stem if flavour == "python" else f"{stem}_{flavour}"
-            if key in found:
-                raise ConfigError(
-                    f"name: {found[key][0].path} and {bundle.path} both give the model {key}; rename one of the "
-                    "bundles, or pack them into two repositories"
-                )
-            found[key] = (bundle, flavour)
-    return found
-
-
-def name_of(bundle: Path) -> str:
-    """Return the name of a bundle without its suffix, with underscores in place of characters that no model name has.
-
-    A name that would start with a point or a hyphen starts with an underscore.
-    """
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", bundle.resolve().name.removesuffix(".e3d"))
-    return re.sub(r"^[.-]", "_", name) or "model"
+    if not engines:
+        raise ConfigError(f"backend: {target} runs the engines of the bundle; give --with-engines to include them")
 
 
 def _check_apart(output: Path, bundles: Sequence[Bundle]) -> None:
@@ -179,6 +161,8 @@ def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
     if output.exists():
         if not overwrite:
             raise ConfigError(f"{output}: already exists; give --overwrite to replace it, or give another name")
+        if not output.is_dir():
+            raise ConfigError(f"{output}: already exists and is not a folder, so it is not replaced; give another name")
         if other := _other_content(output):
             raise ConfigError(
                 f"{output}: contains {other}, which `e3d pack --triton` did not write, so it is not replaced; give "
@@ -196,12 +180,7 @@ def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _other_content(repository: Path) -> str | None:
-    """Return the name of an entry of a folder that `write_repository` did not write; None if there is none.
-
-    For a path that is not a folder, return its name.
-    """
-    if not repository.is_dir():
-        return repository.name
+    """Return the name of an entry of a folder that `write_repository` did not write; None if there is none."""
     marker = f'"{contract.PARAMETERS[1]}"'
     for entry in sorted(repository.iterdir()):
         config = entry / CONFIG

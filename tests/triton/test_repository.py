@@ -15,7 +15,8 @@ from e3d_deploy.files import sha256
 from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.triton import contract
 from e3d_deploy.triton.config import Serving, Word, text_of
-from e3d_deploy.triton.repository import name_of, write_repository
+from e3d_deploy.triton.names import name_of
+from e3d_deploy.triton.repository import write_repository
 from tests.manifests import rewrite, sidecar
 from tests.tools import contents
 from tests.triton.configs import config_of
@@ -77,7 +78,7 @@ def test_the_text_of_a_message_survives_parsing_and_writing() -> None:
     [
         (Serving(), "KIND_CPU"),
         (Serving(device="gpu"), "KIND_GPU"),
-        (Serving(backend="tensorrt"), "KIND_GPU"),
+        (Serving(backend="torch-cuda-graph"), "KIND_GPU"),
         (Serving(backend="torch"), "KIND_CPU"),
     ],
 )
@@ -160,7 +161,7 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_repository_and_this_is_a
         write_repository([bundle], output, overwrite=True)
     assert contents(output) == before
     (tmp_path / "file").write_text("text")
-    with pytest.raises(ConfigError, match="contains file, which"):
+    with pytest.raises(ConfigError, match="already exists and is not a folder, so it is not replaced"):
         write_repository([bundle], tmp_path / "file", overwrite=True)
     assert [one for one in tmp_path.iterdir() if one.name.startswith(".")] == []
 
@@ -199,3 +200,13 @@ def test_a_repository_and_its_bundles_do_not_contain_one_another(bundle_path: Pa
     with pytest.raises(ConfigError, match="contains the bundle"):
         write_repository([inner], tmp_path / "models", overwrite=True)
     assert json.loads((inner.path / "manifest.json").read_text())["name"] == "tiny"
+
+
+def test_a_bundle_with_only_the_step_graph_can_be_served(bundle_path: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(bundle_path).manifest
+    rewrite(bundle_path, graphs=tuple(one for one in manifest.graphs if one.name == "step"))
+    write_repository([Bundle.open(bundle_path)], tmp_path / "models", flavours=["python", "onnxruntime"])
+    with load(tmp_path / "models" / "tiny" / "1" / "bundle.e3d", "onnxruntime") as predictor:
+        stream = predictor.stream()
+        stream.push(np.zeros((16, 24, 1), np.uint8))
+        assert stream.predict(horizon=3).shape == (3, 16, 24, 1)
