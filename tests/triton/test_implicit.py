@@ -13,7 +13,6 @@ from e3d_deploy.bundle.plans import sources
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.contract import FRAME, NEXT, PREDICTION, states_of
 from e3d_deploy.errors import BackendUnavailable, BundleError
-from e3d_deploy.export.bundle import export
 from e3d_deploy.files import sha256
 from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.triton import contract
@@ -22,6 +21,7 @@ from e3d_deploy.triton.implicit import _tensors
 from e3d_deploy.triton.repository import write_repository
 from tests.kept_steps import KeptSteps
 from tests.manifests import changed, rewrite, sidecar, with_graph
+from tests.triton.bundles import export_any_batch
 from tests.triton.configs import config_of
 from tests.triton.implicit_server import ImplicitServer
 
@@ -32,12 +32,9 @@ OTHER_SIZE = 1e-5
 
 
 @pytest.fixture
-def any_batch(exported: Path, tmp_path: Path, kept_steps: KeptSteps) -> Bundle:
+def any_batch(exported: Path, tmp_path: Path, steps: KeptSteps) -> Bundle:
     """Return a bundle whose graphs take any number of streams."""
-    path = tmp_path / "any.e3d"
-    model, clip = exported / "tiny.safetensors", exported / "clip.npy"
-    export(model, path, context_length=4, horizon=3, batch=None, reference=clip)
-    return Bundle.open(path)
+    return Bundle.open(export_any_batch(exported, tmp_path / "any.e3d", steps))
 
 
 @pytest.fixture
