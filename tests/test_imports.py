@@ -22,7 +22,7 @@ def test_runtime_imports_without(absent: str) -> None:
     modules = (
         "e3d_deploy.runtime, e3d_deploy.runtime.predictor, e3d_deploy.runtime.choose, "
         "e3d_deploy.runtime.streams.streams, e3d_deploy.runtime.verify, e3d_deploy.bundle.pack, "
-        "e3d_deploy.inspect, e3d_deploy.diff, "
+        "e3d_deploy.inspect, e3d_deploy.diff, e3d_deploy.triton.repository, "
         "e3d_deploy.measure.benchmark, e3d_deploy.measure.stream_curve, e3d_deploy.measure.profile"
     )
     python(f"import sys; sys.modules[{absent!r}] = None; import {modules}")

@@ -32,7 +32,7 @@ class ImplicitServer:
         self.model, self.config, self.pairing = model, config_of(model), pairing
         self.states = list(self.config.sequence_batching.state)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(self.config.parameters["intra_op_thread_count"].string_value)
+        options.intra_op_num_threads = int(self.config.parameters["intra_op_thread_count"].string_value or 0)
         self.session = onnxruntime.InferenceSession(model / "1" / "model.onnx", options)
         self.sequences: dict[int, Arrays] = {}
         self._check()
