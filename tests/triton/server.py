@@ -43,7 +43,8 @@ class Addresses:
 
 def why_not() -> str:
     """Return why no server can run here, for a skipped test; empty if one can."""
-    found = subprocess.run([sys.executable, SERVE, "--check", "--environment", ENVIRONMENT], stderr=-1, text=True)
+    command = [sys.executable, SERVE, "--check", "--environment", ENVIRONMENT]
+    found = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     return found.stderr.strip()
 
 

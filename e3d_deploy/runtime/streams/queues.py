@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar, get_args
 
@@ -33,6 +34,8 @@ LAST = 4096
 ITEMS = (Push, Forecast, Job)
 MAX_REQUESTS = 64
 """Number of queued requests at which a stream accepts no further forecast."""
+MAX_HOLD_S = 0.1
+"""Maximum time that `Streams.together` holds an item in a queue (s)."""
 
 
 class Queues:
@@ -67,6 +70,8 @@ class Queues:
         """Messages: an appended item, a closed stream, a `Gone`, a `Reply` for `drain`, or None to wake the thread."""
         self.streams: dict[ScheduledStream, Gone] = {}
         """Streams, each with a weak reference to the user's object. The thread removes closed streams."""
+        self.holds = 0
+        """Number of `together` blocks that callers are in."""
         self.closing = False
         self.broken = ""
         """Error that ended the thread; empty if there was no error."""
@@ -259,6 +264,19 @@ class Queues:
         self.mailbox.put(reply)
         self.bell.wait(lambda: reply.done or self.ended)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no step begin until the block ends, but for at most `MAX_HOLD_S` after the first item was queued."""
+        self.check()
+        with self.lock:
+            self.holds += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.holds -= 1
+            self.mailbox.put(None)
+
     def drop(self, stream: ScheduledStream, reason: str, count: int = 1) -> None:
         """Count pictures that were dropped.
 
@@ -365,6 +383,8 @@ class Queues:
             return 0
         if not self.waiting:
             return math.inf
+        if self.holds:
+            return max(0.0, self.first + MAX_HOLD_S - time.perf_counter())
         if len(self.waiting) >= len(self.streams) - len(self.failed):
             return 0
         return max(0.0, self.first + self.max_wait - time.perf_counter())

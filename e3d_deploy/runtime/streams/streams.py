@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Coroutine, Generator
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -147,6 +148,18 @@ class Streams:
             f"streams: {len(streams)} are open, and another does not fit into memory_limit_bytes = "
             f"{self.memory_limit_bytes}; close a stream, or raise memory_limit_bytes to {need}"
         )
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a block whose pictures and forecasts are stepped together once it ends, without waiting for others.
+
+        Inside, push pictures and request forecasts with `predict_async` and `forecast_async`. A call that waits for
+        a step, such as `predict`, is held up by the block itself. So is the step of any other stream, for at most
+        0.1 s. The block does not delay steps while a forecast is in progress.
+
+        Raises:
+            StreamError: the streams were closed.
+        """
+        return self.scheduler.queues.held()
 
     def stats(self) -> dict[str, Any]:
         """Return counters over all streams since this object was created, as JSON values.
@@ -296,20 +309,41 @@ class SlotStream:
             StreamError: the maximum number of forecasts is queued, or Python is shutting down. The other errors are
                 those of `predict`; most of them are raised when the coroutine is awaited.
         """
+        return self._forecast_async(horizon, np.uint8, out, timeout_ms, "predict_async")
+
+    def forecast_async(
+        self, horizon: int, out: NDArray[np.float32] | None = None, *, timeout_ms: float | None = None
+    ) -> Coroutine[Any, Any, NDArray[np.float32]]:
+        """Request the next frames, float32 [horizon, C, H, W], not clipped to [0, 1]; otherwise like `predict_async`.
+
+        The first frame is the prediction after the last picture, and takes no step of its own unless the stream has
+        the renewal `replay`.
+        """
+        return self._forecast_async(horizon, np.float32, out, timeout_ms, "forecast_async")
+
+    def _forecast_async(
+        self,
+        horizon: int,
+        dtype: type[np.uint8] | type[np.float32],
+        out: NDArray[Any] | None,
+        timeout_ms: float | None,
+        what: str,
+    ) -> Coroutine[Any, Any, NDArray[Any]]:
         if process.is_ending():
             raise StreamError(
-                "predict_async: Python is shutting down, so no request may be left unfinished; call predict instead"
+                f"{what}: Python is shutting down, so no request may be left unfinished; call "
+                f"{what.removesuffix('_async')} instead"
             )
         timeout = _timeout(timeout_ms)
-        forecast = self._new_forecast(horizon, np.uint8, out)
-        answer = Answer(self._awaited(forecast, out, timeout))
-        self._scheduler.queues.ask(forecast, None, "predict_async")
+        forecast = self._new_forecast(horizon, dtype, out)
+        answer = Answer(self._awaited(forecast, out, timeout, what), what)
+        self._scheduler.queues.ask(forecast, None, what)
         return answer
 
     def _awaited(
-        self, forecast: Forecast, out: NDArray[np.uint8] | None, timeout: Timeout
-    ) -> Generator[Any, Any, NDArray[np.uint8]]:
-        return _written((yield from awaited(forecast.reply, timeout, "predict_async")), out)
+        self, forecast: Forecast, out: NDArray[Any] | None, timeout: Timeout, what: str
+    ) -> Generator[Any, Any, NDArray[Any]]:
+        return _written((yield from awaited(forecast.reply, timeout, what)), out)
 
     def _forecast(
         self,

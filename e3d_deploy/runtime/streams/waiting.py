@@ -121,12 +121,13 @@ class Answer(Coroutine[Any, Any, T]):
 
     Args:
         steps: body, a generator. The constructor runs it to its first `yield`; awaiting continues from there.
+        name: name that asyncio shows in descriptions of tasks.
     """
 
-    def __init__(self, steps: Generator[Any, Any, T]) -> None:
+    def __init__(self, steps: Generator[Any, Any, T], name: str) -> None:
         self._steps = steps
         self._awaited = False
-        self.__name__ = self.__qualname__ = "predict_async"  # shown by asyncio in descriptions of tasks
+        self.__name__ = self.__qualname__ = name
         next(steps)
 
     def send(self, value: Any) -> Any:
