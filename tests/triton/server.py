@@ -34,11 +34,12 @@ class Addresses:
     process: "subprocess.Popen[bytes]"
     log: Path
 
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric over its labels; 0 if there is none of this name."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over all lines that have the given labels."""
         with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith(f"{name}{{")]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in wanted))
 
 
 def why_not() -> str:
