@@ -12,20 +12,24 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet -c requirements/constraints.txt -e '.[dev]'
 	touch $@
 
+# The server that tests/triton and tests/fleet start. Where it cannot run, they are skipped with the reason.
+.triton/ready: deploy/triton/requirements.txt | .venv/ready
+	$(BIN)/python deploy/triton/serve --install || test $$? -eq 4
+
 demo: setup
 	$(BIN)/e3d demo -o demo-output
 
-test: setup
+test: setup .triton/ready
 	$(BIN)/pytest -n 2 -m 'not slow'
 
-test-all: setup
+test-all: setup .triton/ready
 	$(BIN)/pytest -n 2
 
 # apt-get install -y --no-install-recommends chromium chromium-driver
 test-browser: setup
 	$(BIN)/pytest -m browser tests/browser
 
-check: setup
+check: setup .triton/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
