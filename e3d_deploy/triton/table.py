@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ConfigError, E3DError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
 
-MAX_HORIZON = 1000
+MAX_HORIZON = 100
 """Maximum horizon of a request (frames). All streams wait for the longest forecast of a batch."""
 GRACE = 1.25
 """Idle time of a stream, as a multiple of the server's; the server then refuses a late request first."""
+QUEUED_BATCHES = 8
+"""Number of batches for which a request may have waited in the server's queue; that time does not count as idle."""
 RESTART = "begin the sequence again with START and the pictures of its context"
 REPORT_S = 1.0
 """Maximum time between two looks for idle streams, and between two reports (s)."""
@@ -113,6 +116,7 @@ class Table:
         self._max_streams, self._idle_s, self._report = max_streams, idle_s, report
         self._entries: dict[int, Entry] = {}
         self._expired = 0
+        self._batches_s = deque[float](maxlen=QUEUED_BATCHES)
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._ended = threading.Event()
@@ -125,8 +129,13 @@ class Table:
         return Counts(len(self._entries), self._streams.stats()["frames"], self._expired)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | E3DError]:
-        """Step the streams of all requests together, and return the results or the error of each request."""
+        """Step the streams of all requests together, and return the results or the error of each request.
+
+        Raises:
+            StreamError: an internal error has ended the streams; the model must be loaded again.
+        """
         with self._lock:
+            began = time.monotonic()
             left: list[SlotStream] = []
             with self._streams.together():
                 begun = [self._begin(request, left) for request in requests]
@@ -136,6 +145,7 @@ class Table:
                     self._settle(pending, answer)
             for stream in left:
                 stream.close()
+            self._batches_s.append(time.monotonic() - began)
             return answers
 
     def _begin(self, request: Request, left: list[SlotStream]) -> Pending | E3DError:
@@ -200,7 +210,7 @@ class Table:
     def _close_idle_streams(self) -> None:
         while not self._ended.wait(min(REPORT_S, self._idle_s / 4)):
             with self._lock:
-                oldest = time.monotonic() - GRACE * self._idle_s
+                oldest = time.monotonic() - GRACE * self._idle_s - sum(self._batches_s)
                 for sequence in [one for one, entry in self._entries.items() if entry.used < oldest]:
                     self._entries.pop(sequence).stream.close()
                     self._expired += 1
@@ -234,7 +244,7 @@ async def _answered(pending: Pending | E3DError) -> Answer | E3DError:
     except E3DError as error:
         if (failure := failure_of(pending.stream)) is not None:
             return StreamError(f"sequence {sequence}: failed at {failure}; {RESTART}")
-        if pending.stream.pushed > pending.seen:
+        if pending.stream.pushed > pending.seen or not pending.stream.stats()["bad_outputs"]:
             return error
     if pending.stream.pushed == pending.seen:
         return StreamError(

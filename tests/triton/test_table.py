@@ -79,12 +79,12 @@ def test_a_bad_request_fails_alone_and_its_picture_is_not_seen(make: Make) -> No
     table = make()
     table.answer([request(1, 10, start=True), request(2, 20, start=True)])
     answers = table.answer([
-        request(1, 11, horizon=0), request(2, 21), request(3, 31, start=True, horizon=1001),
+        request(1, 11, horizon=0), request(2, 21), request(3, 31, start=True, horizon=101),
         Request(sequence=4, picture=picture(1)[:2], start=True),
     ])  # fmt: skip
-    assert "horizon: got 0, expected 1 to 1000" in error_of(answers[0], ConfigError)
+    assert "horizon: got 0, expected 1 to 100" in error_of(answers[0], ConfigError)
     np.testing.assert_array_equal(prediction_of(answers[1]), alone([20, 21], 1)[0])
-    assert "horizon: got 1001" in error_of(answers[2], ConfigError)
+    assert "horizon: got 101" in error_of(answers[2], ConfigError)
     assert "picture: got [2, 8, 1] uint8" in error_of(answers[3], ShapeError)
     for sequence, values in ((1, [10, 12]), (3, [12]), (4, [12])):
         (answer,) = table.answer([request(sequence, 12)])
@@ -175,6 +175,31 @@ def test_a_stream_in_use_does_not_expire(make: Make) -> None:
     while time.monotonic() < end:
         prediction_of(table.answer([request(1)])[0])
     assert table.counts.expired == 0
+
+
+def test_time_in_the_queue_of_the_server_does_not_count_as_idle(backend: FakeBackend, make: Make) -> None:
+    """While a batch takes longer than the idle time, requests of other sequences wait in the server's queue."""
+    reports: list[Counts] = []
+    table = make(idle_s=0.2, report=reports.append)
+    table.answer([request(1, 10, start=True), request(2, start=True)])
+    backend.gate.clear()
+    threading.Timer(1, backend.gate.set).start()
+    table.answer([request(2)])
+    reports.clear()
+    until(lambda: bool(reports))
+    np.testing.assert_array_equal(prediction_of(table.answer([request(1, 20)])[0]), alone([10, 20], 1)[0])
+
+
+def test_after_an_internal_error_all_requests_fail(backend: FakeBackend, make: Make) -> None:
+    def end(frames: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise SystemExit("the library ended the thread")
+
+    table = make()
+    backend.answer = end
+    answers = table.answer([request(1, start=True), request(2, start=True)])
+    assert all("the library ended the thread" in error_of(answer) for answer in answers)
+    with pytest.raises(StreamError, match="internal error"):
+        table.answer([request(1)])
 
 
 def test_one_stream_more_than_allowed_replaces_the_longest_idle(make: Make) -> None:
