@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ConfigError, E3DError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
 
-MAX_HORIZON = 100
+MAX_HORIZON = 1000
 """Maximum horizon of a request (frames). All streams wait for the longest forecast of a batch."""
 GRACE = 1.25
 """Idle time of a stream, as a multiple of the server's; the server then refuses a late request first."""

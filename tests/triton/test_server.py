@@ -127,8 +127,8 @@ def test_a_bad_request_fails_alone_and_its_sequence_goes_on(server: Addresses, e
     predictions, _ = expected(exported / "tiny.e3d", clips[0])
     with connected(server.grpc, "one") as client:
         client.infer(9, clips[0, 0], start=True)
-        for horizon in (0, 101):
-            with pytest.raises(InferenceServerException, match=f"horizon: got {horizon}, expected 1 to 100"):
+        for horizon in (0, 1001):
+            with pytest.raises(InferenceServerException, match=f"horizon: got {horizon}, expected 1 to 1000"):
                 client.infer(9, clips[0, 1], horizon=horizon)
         with pytest.raises(InferenceServerException, match=r"unexpected shape for input 'picture'"):
             client.infer(9, clips[0, 1, :8])

@@ -79,12 +79,12 @@ def test_a_bad_request_fails_alone_and_its_picture_is_not_seen(make: Make) -> No
     table = make()
     table.answer([request(1, 10, start=True), request(2, 20, start=True)])
     answers = table.answer([
-        request(1, 11, horizon=0), request(2, 21), request(3, 31, start=True, horizon=101),
+        request(1, 11, horizon=0), request(2, 21), request(3, 31, start=True, horizon=1001),
         Request(sequence=4, picture=picture(1)[:2], start=True),
     ])  # fmt: skip
-    assert "horizon: got 0, expected 1 to 100" in error_of(answers[0], ConfigError)
+    assert "horizon: got 0, expected 1 to 1000" in error_of(answers[0], ConfigError)
     np.testing.assert_array_equal(prediction_of(answers[1]), alone([20, 21], 1)[0])
-    assert "horizon: got 101" in error_of(answers[2], ConfigError)
+    assert "horizon: got 1001" in error_of(answers[2], ConfigError)
     assert "picture: got [2, 8, 1] uint8" in error_of(answers[3], ShapeError)
     for sequence, values in ((1, [10, 12]), (3, [12]), (4, [12])):
         (answer,) = table.answer([request(sequence, 12)])
@@ -101,7 +101,7 @@ def test_a_sequence_without_a_state_is_refused_alone(make: Make) -> None:
     assert table.counts == Counts(streams=0, frames=1, expired=0)
 
 
-def test_a_sequence_may_end_and_start_again_in_one_batch(make: Make) -> None:
+def test_a_sequence_may_end_and_start_again_in_one_batch(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     table = make()
     table.answer([request(1, 10, start=True)])
     ended, started = table.answer([request(1, 11, end=True), request(1, 50, start=True)])
@@ -110,6 +110,8 @@ def test_a_sequence_may_end_and_start_again_in_one_batch(make: Make) -> None:
     (answer,) = table.answer([request(1, 60, start=True)])
     np.testing.assert_array_equal(prediction_of(answer), alone([60], 1)[0])
     until(lambda: table._streams.stats()["streams"] == 1)
+    table.close()
+    assert "dropped without close" not in caplog.text
 
 
 @pytest.mark.parametrize("first", [True, False])
