@@ -545,6 +545,36 @@ def backends_table() -> str:
     return "\n".join(lines)
 
 
+def throughput() -> str:
+    """Return the rates of a Triton server and of the runtime in the program, by model, as Markdown."""
+    runs = {"full size": result("triton_full_onnxruntime_8_1"), "demo": result("triton_demo_onnxruntime_8_1")}
+    where = runs["full size"]["environment"]
+    lines = [
+        "| model | renewal | in the program | Triton | share (range) | share of processor time (range) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        elapsed, processor = run["sides"], run["processor"]["sides"]
+        rates = [f"{elapsed[side]['frames_per_second']:.1f} frames/s" for side in ("in_process", "triton")]
+        shares = [_share(sides["triton"]) for sides in (elapsed, processor)]
+        lines.append(f"| {' | '.join([name, run['renewal'], *rates, *shares])} |")
+    loads = " and ".join(f"{run['load_1_minute']:.0f}" for run in runs.values())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Measured on {where['cpu']} with {where['cores']} cores on {where['date'][:10]}, with ONNX Runtime and "
+            f"{where['threads']} thread. Other programs used the machine (load average {loads}), so the elapsed times "
+            "vary widely; processor times vary less. The range is that of the rounds.",
+        ]
+    )
+
+
+def _share(side: dict[str, Any]) -> str:
+    low, high = side["range"]
+    return f"{side['speedup_over_in_process']:.2f} ({low:.2f}–{high:.2f})"
+
+
 PLACES = {
     README: {"measured": measured},
     README.parent / "docs" / "training.md": {"recipes": recipes, "burn_in": burn_in, "memory": memory},

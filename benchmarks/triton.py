@@ -8,8 +8,9 @@ Two sides process the same pictures of several streams, in turn:
 - `triton`: the flavour `python` of a model repository, in a server on this machine. This process sends the pictures
   over one gRPC stream, and receives the prediction after each picture. It shares the processor with the server.
 
-Both use the backend, the number of threads and the default renewal of the bundle. The server needs
-`deploy/triton/serve --install`. Writes benchmarks/results/triton_SIZE_BACKEND_STREAMS_THREADS.json.
+Both use the backend, the number of threads and the default renewal of the bundle. Times are elapsed times and processor
+times, which other processes disturb less; the processor time of `triton` is that of client and server together. The
+server needs `deploy/triton/serve --install`. Writes benchmarks/results/triton_SIZE_BACKEND_STREAMS_THREADS.json.
 
 Prediction, written before the first measurement: the server reaches at least 0.9 of the rate in the process at full
 size, where a step of eight streams takes most of a second, and 0.8 with the demo model.
@@ -19,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,22 @@ Pictures = NDArray[np.uint8]
 
 
 @contextmanager
-def served(bundle: Path, folder: Path, settings: Serving) -> Iterator[Client]:
-    """Serve a bundle, and yield a client of the server."""
+def served(bundle: Path, folder: Path, settings: Serving) -> Iterator[tuple[Client, int]]:
+    """Serve a bundle; yield a client of the server, and the process group of the server."""
     write_repository([Bundle.open(bundle)], folder / "models", name=MODEL, serving=settings)
     with serving(folder / "models") as addresses, connected(addresses.grpc, MODEL) as client:
-        yield client
+        yield client, addresses.process.pid
+
+
+def processor_time(group: int) -> float:
+    """Return the processor time of this process and of all processes in a group (s)."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # The process has ended.
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Side:
@@ -101,13 +113,14 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
         with (
             runtime.load(bundle, backend, threads=threads) as predictor,
             predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=length) as pool,
-            served(bundle, folder, settings) as client,
+            served(bundle, folder, settings) as (client, group),
         ):
             pictures = random_pictures(predictor, length, streams)
             server = Side(client, pictures)
             slots = [pool.open() for _ in range(streams)]
             sides = {"in_process": partial(in_process, slots, pictures), "triton": server}
             results: dict[str, Any] = compare(sides, rounds=rounds, calls=1)
+            processor = compare(sides, rounds=rounds, calls=1, clock=partial(processor_time, group))
             renewal = slots[0].renewal
     for side in results.values():
         side["frames_per_second"] = round(1000 * length * streams / side["median_ms"], 2)
@@ -118,6 +131,7 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
             "renewal": renewal,
             "sides": results,
             "share": results["triton"]["speedup_over_in_process"],
+            "processor": {"sides": processor, "share": processor["triton"]["speedup_over_in_process"]},
             "client_processor_share": round(server.processor / server.wall, 3),
             "load_1_minute": round(os.getloadavg()[0], 1),
         },
