@@ -583,6 +583,7 @@ PLACES = {
     README.parent / "docs" / "benchmark.md": {"peers": all_peers, "batched": batched},
     README.parent / "docs" / "engines.md": {"builds": engines},
     README.parent / "docs" / "runtime.md": {"backends": backends_table},
+    README.parent / "docs" / "triton.md": {"throughput": throughput},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
 }
 """Generated sections of each file, with the functions that write them; two comments with its name enclose a section."""
