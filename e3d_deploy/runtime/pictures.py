@@ -31,22 +31,35 @@ def to_array(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
             outside [0, 1]; or is on a GPU, and `gpu` is False or the picture is not uint8.
         ResourceLimit, MemoryError: there is not enough memory.
     """
-    array = picture if type(picture) is np.ndarray else _as_array(picture, gpu=gpu)
-    expected = [*config.image_size, config.channels]
-    if list(array.shape) != expected:
-        raise ShapeError(
-            f"picture: got {list(array.shape)} {array.dtype}, expected [H, W, C] = {expected}; "
-            "resize it, or export a model for this size"
-        )
+    array = as_plain(picture, shape=(*config.image_size, config.channels), gpu=gpu)
     if isinstance(array, np.ndarray) and array.dtype != np.uint8:
         return frames.to_frames(array[None], image_size=config.image_size, channels=config.channels)
     return array[None]
 
 
+def as_plain(picture: Any, *, shape: tuple[int, ...], gpu: bool = False) -> Any:
+    """Return a picture of any library as a plain NumPy array, or unchanged if it is on a GPU and `gpu` allows it.
+
+    Args:
+        shape: expected shape, (H, W, C).
+
+    Raises:
+        ShapeError: the picture has another shape, has masked values, is not an array, or is on a GPU.
+        ResourceLimit, MemoryError: there is not enough memory.
+    """
+    array = picture if type(picture) is np.ndarray else _as_array(picture, gpu=gpu)
+    if array.shape != shape:
+        raise ShapeError(
+            f"picture: got {list(array.shape)} {array.dtype}, expected [H, W, C] = {list(shape)}; "
+            "resize it, or export a model for this size"
+        )
+    return array
+
+
 def _as_array(picture: Any, *, gpu: bool) -> Any:
     """Return a picture of any library as a plain NumPy array, or unchanged if it is on a GPU and `gpu` allows it.
 
-    Errors are those of `to_array`.
+    Errors are those of `as_plain`.
     """
     try:
         if isinstance(picture, np.ndarray) or not frames.is_on_gpu(picture):
