@@ -18,7 +18,8 @@ E3DError
 ├── QualityError         result that exceeds its budget                     exit 3
 ├── BackendUnavailable   library or device that this machine lacks          exit 4
 ├── ResourceLimit        memory or a configured limit that is used up       exit 7
-└── SourceLost           video source or peer that is unreachable or lost   exit 6
+├── SourceLost           video source or peer that is unreachable or lost   exit 6
+└── ServerLost           Triton servers of which none answers               exit 6
 """
 
 
@@ -124,5 +125,11 @@ class ResourceLimit(E3DError):
 
 class SourceLost(E3DError):
     """Video source that cannot be reached or ended unexpectedly, or a peer that does not accept a video."""
+
+    exit_code = 6
+
+
+class ServerLost(E3DError):
+    """Triton servers of which none can be reached, answers in time, and has the model."""
 
     exit_code = 6

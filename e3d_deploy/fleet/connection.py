@@ -1,0 +1,165 @@
+"""Connection to one Triton server, which carries one sequence of pictures."""
+
+import secrets
+import threading
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from e3d_deploy.errors import StreamError
+from e3d_deploy.fleet.lost import HostLost, SequenceLost
+from e3d_deploy.fleet.messages import ServedModel, read_answer, read_config, request
+
+OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),  # a forecast of large pictures exceeds the default of 4 MB
+    ("grpc.enable_http_proxy", 0),
+    # Without its own pool, a new connection would wait out the pause that gRPC makes after an earlier failure.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+END_S = 1.0
+"""Maximum wait for the answer to the end of a sequence (s)."""
+
+
+class Connection:
+    """Connection to the model on one host; the first picture that it sends starts a sequence.
+
+    The class uses the messages of tritonclient but not its client. The stream of that client loses the id of a failed
+    request, and its thread keeps a program from ending.
+
+    Args:
+        timeout_s: time limit of each request (s).
+    """
+
+    served: ServedModel
+    """Model that the server described when the connection was opened."""
+
+    def __init__(self, host: str, model: str, timeout_s: float) -> None:
+        self.host, self._model, self._timeout_s = host, model, timeout_s
+        self._channel = grpc.insecure_channel(host, options=OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # A random id: a request of an abandoned sequence, or of another client, can never reach this sequence. The
+        # protocol has a signed field for the id.
+        self._sequence = secrets.randbelow(2**63 - 1) + 1
+        self._sent = 0
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+
+    @classmethod
+    def open(cls, host: str, model: str, timeout_s: float) -> Self:
+        """Connect to a host, and ask which model it serves.
+
+        Raises:
+            HostLost: the server does not answer, or does not have the model.
+            BundleError: the model has inputs or parameters of another version.
+        """
+        connection = cls(host, model, timeout_s)
+        try:
+            connection.served = connection._describe()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _describe(self) -> ServedModel:
+        asked = service_pb2.ModelConfigRequest(name=self._model)
+        try:
+            answer = self._stub.ModelConfig(asked, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise HostLost(self._reason(error)) from error
+        return read_config(answer.config, self.host)
+
+    def infer(self, picture: NDArray[np.uint8], horizon: int | None) -> NDArray[Any]:
+        """Send the next picture of the sequence, and return the answer of the server, as `read_answer` does.
+
+        After an error the connection must not be used again.
+
+        Raises:
+            HostLost: the connection was lost, or no answer arrived within the time limit.
+            SequenceLost: the server does not know the sequence, for example because it expired.
+            StreamError: the server refuses the picture, or its answer is not the expected one.
+        """
+        number = self._send(picture, horizon)
+        try:
+            response = self._answers.get(timeout=self._timeout_s)
+        except Empty:
+            raise HostLost(f"no answer within {self._timeout_s:g} s") from None
+        if response is None:
+            raise HostLost("the connection was closed")
+        if isinstance(response, grpc.RpcError):
+            raise HostLost(self._reason(response)) from response
+        if response.error_message:
+            raise self._refusal(response.error_message)
+        answer = response.infer_response
+        found = read_answer(answer, self.served, horizon)
+        if answer.id != str(number) or found is None:
+            raise StreamError(
+                f"{self.host}: the answer to request {number} has id {answer.id!r}, or outputs of an unexpected shape; "
+                "use the same version of e3d_deploy on servers and clients"
+            )
+        return found
+
+    def _send(self, picture: NDArray[np.uint8], horizon: int | None, *, end: bool = False) -> int:
+        """Send one picture, and return its number in the sequence."""
+        number = self._sent
+        self._sent += 1
+        if number == 0:
+            self._open()
+        self._requests.put(request(self._model, picture, horizon, number=number, sequence=self._sequence, end=end))
+        return number
+
+    def _open(self) -> None:
+        # `get` blocks until the next request; None ends the requests.
+        call = self._stub.ModelStreamInfer(iter(self._requests.get, None))
+        threading.Thread(target=_receive, args=(call, self._answers), name=f"fleet {self.host}", daemon=True).start()
+
+    def _refusal(self, message: str) -> Exception:
+        """Return the error for a request that the server answered with an error."""
+        if "START" in message:
+            return SequenceLost(message)
+        if not self._is_ready():
+            return HostLost(message)
+        return StreamError(f"{self.host}: the server refused the picture ({message})")
+
+    def _is_ready(self) -> bool:
+        asked = service_pb2.ModelReadyRequest(name=self._model)
+        try:
+            return bool(self._stub.ModelReady(asked, timeout=self._timeout_s).ready)
+        except grpc.RpcError:
+            return False
+
+    def _reason(self, error: Any) -> str:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"no answer within {self._timeout_s:g} s"
+        return str(error.details())
+
+    def end(self, picture: NDArray[np.uint8]) -> None:
+        """End the sequence, so that the server frees its state now; a request needs a picture, so give the last one.
+
+        Raises:
+            HostLost: no answer arrived in time.
+        """
+        self._send(picture, None, end=True)
+        try:
+            self._answers.get(timeout=min(END_S, self._timeout_s))
+        except Empty:
+            raise HostLost(f"no answer within {min(END_S, self._timeout_s):g} s") from None
+
+    def close(self) -> None:
+        """Close the connection; a request in progress in another thread raises HostLost."""
+        self._requests.put(None)
+        self._channel.close()
+
+
+def _receive(call: Any, answers: "SimpleQueue[Any]") -> None:
+    """Put all responses of a call, then its error or None, into a queue."""
+    try:
+        for response in call:
+            answers.put(response)
+        answers.put(None)
+    except grpc.RpcError as error:
+        answers.put(error)

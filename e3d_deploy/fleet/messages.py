@@ -1,0 +1,102 @@
+"""Messages between the client and a Triton server (KServe inference protocol 2), and their checks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferResult, service_pb2
+
+from e3d_deploy.errors import BundleError
+from e3d_deploy.triton import contract
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Model as its server describes it; all servers of a fleet have to agree."""
+
+    bundle: str
+    """Identity of the bundle."""
+    renewal: str
+    """Renewal of the streams on the server, such as `refresh:2`."""
+    context: int | None
+    """Frames of context that the model was trained with; None if the server does not say."""
+    picture: tuple[int, ...]
+    """Shape of a picture, (H, W, C)."""
+
+
+def read_config(config: Any, host: str) -> ServedModel:
+    """Read the configuration that a server returns for its model.
+
+    Raises:
+        BundleError: the model was not written by `e3d pack --triton`, or its inputs and parameters have another
+            version.
+    """
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    version = parameters.get("e3d_contract")
+    shapes = {one.name: tuple(one.dims) for one in config.input}
+    if version != contract.VERSION:
+        raise BundleError(
+            f"{host}: model {config.name!r} has e3d_contract {version or 'unset'}, this client needs "
+            f"{contract.VERSION}; write its repository again with `e3d pack --triton` of this version"
+        )
+    if contract.PICTURE not in shapes:
+        raise BundleError(
+            f"{host}: model {config.name!r} has no input {contract.PICTURE!r}, so it is not of the flavour python; "
+            "serve that flavour"
+        )
+    context = parameters.get("e3d_context", "")
+    return ServedModel(
+        bundle=parameters.get("e3d_bundle", ""),
+        renewal=parameters.get("e3d_renewal", ""),
+        context=int(context) if context.isdecimal() and int(context) else None,
+        picture=shapes[contract.PICTURE],
+    )
+
+
+def request(
+    model: str, picture: NDArray[np.uint8], horizon: int | None, *, number: int, sequence: int, end: bool = False
+) -> Any:
+    """Return the request that sends one picture of a sequence.
+
+    Args:
+        picture: [H, W, C], C-contiguous.
+        horizon: pictures to forecast; None asks for the prediction of the next frame.
+        number: position in the sequence; 0 starts it.
+        sequence: id of the sequence, in [1, 2**63).
+        end: end the sequence after this picture.
+    """
+    message = service_pb2.ModelInferRequest(model_name=model, id=str(number))
+    _add_input(message, contract.PICTURE, "UINT8", picture[None])
+    if horizon is not None:
+        _add_input(message, contract.HORIZON, "INT32", np.array([[horizon]], np.int32))
+    message.outputs.add(name=contract.PREDICTION if horizon is None else contract.FORECAST)
+    message.parameters["sequence_id"].int64_param = sequence
+    message.parameters["sequence_start"].bool_param = number == 0
+    message.parameters["sequence_end"].bool_param = end
+    return message
+
+
+def _add_input(message: Any, name: str, datatype: str, array: NDArray[Any]) -> None:
+    message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+    message.raw_input_contents.append(array.tobytes())
+
+
+def read_answer(answer: Any, model: ServedModel, horizon: int | None) -> NDArray[Any] | None:
+    """Return the prediction or the forecast of a response; None if its type or shape is unexpected.
+
+    Returns:
+        Without a horizon, float32 [C, H, W]. With one, uint8 [horizon, H, W, C].
+    """
+    height, width, channels = model.picture
+    expected: tuple[str, type[np.generic], tuple[int, ...]]
+    if horizon is None:
+        expected = contract.PREDICTION, np.float32, (1, channels, height, width)
+    else:
+        expected = contract.FORECAST, np.uint8, (1, horizon, height, width, channels)
+    name, dtype, shape = expected
+    array = InferResult(answer).as_numpy(name)
+    if array is None or array.dtype != dtype or array.shape != shape:
+        return None
+    found: NDArray[Any] = array[0].copy()  # the array of the message is read-only
+    return found
