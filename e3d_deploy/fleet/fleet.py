@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -66,9 +67,7 @@ class Fleet:
         self.served = self._describe()
         """Model that all servers serve."""
         if context is None and self.served.context is None:
-            raise ConfigError(
-                "context: the servers do not say with how many frames the model was trained; give context"
-            )
+            raise ConfigError("context: the servers do not state it; give the number of frames, such as 10")
         self.context = check_count("context", self.served.context if context is None else context)
         """Number of last pictures that each stream keeps for a restart."""
 
@@ -203,13 +202,15 @@ def _check_timeout(value: Any) -> float:
 
 
 def _check_same(host: str, served: "ServedModel", other: str, expected: "ServedModel") -> None:
-    """Check that a host serves the same model as another one.
+    """Check that a host serves the same model as another one, or as the fleet.
 
     Raises:
         BundleError: the models differ, so that forecasts would change when a stream moves.
     """
-    if served != expected:
-        raise BundleError(
-            f"{host}: serves {served}, but {other} serves {expected}; serve one bundle on all hosts of a fleet, and "
-            "open the fleet again"
-        )
+    for field in fields(served):
+        got, wanted = getattr(served, field.name), getattr(expected, field.name)
+        if got != wanted:
+            raise BundleError(
+                f"{host}: serves {field.name} {got}, but {other} serves {field.name} {wanted}; serve one bundle on all "
+                "hosts of a fleet, then open the fleet again"
+            )

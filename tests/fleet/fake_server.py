@@ -1,5 +1,6 @@
 """Triton server in this process: the gRPC protocol with a model that counts pictures and can misbehave."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+WAIT_S = 60.0
+"""Maximum wait of a test for an event (s)."""
 PICTURE = (2, 3, 1)
 PARAMETERS = {"e3d_contract": "1", "e3d_bundle": "aaaa", "e3d_context": "3", "e3d_renewal": "none"}
 NO_START = "must specify the START flag on the first request of the sequence"
@@ -48,7 +51,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     states: dict[int, list[int]] = field(default_factory=dict)
     """First pixels that each open sequence has seen."""
     address: str = ""
-    end_calls: threading.Event = field(default_factory=threading.Event)
+    answered: int = sys.maxsize
+    """Number of requests that are answered; later ones wait for `release`."""
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         if not self.has_model:
@@ -78,7 +83,11 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             level=message.raw_input_contents[0][0],
             outputs=[one.name for one in message.outputs],
         )
-        self.requests.append(got)
+        with self.changed:
+            self.requests.append(got)
+            number = len(self.requests)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: number <= self.answered, WAIT_S)
         if self.refusal:
             return service_pb2.ModelStreamInferResponse(error_message=self.refusal)
         if got.start:
@@ -104,9 +113,20 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer.raw_output_contents.append(array.tobytes())
         return answer
 
-    def levels(self) -> list[int]:
-        """Return the first pixels of all requests so far."""
-        return [one.level for one in self.requests]
+    def hold(self, after: int | None = None) -> None:
+        """Answer no more requests than `after`, by default than have arrived."""
+        self.answered = len(self.requests) if after is None else after
+
+    def release(self) -> None:
+        """Answer all requests."""
+        with self.changed:
+            self.answered = sys.maxsize
+            self.changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until a number of requests have arrived."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.requests) >= count, WAIT_S)
 
 
 @contextmanager
@@ -124,6 +144,7 @@ def running(server: FakeServer, port: int = 0) -> Iterator[Callable[[], None]]:
     try:
         yield stop
     finally:
+        server.release()
         stop()
         pool.shutdown(wait=False, cancel_futures=True)
 
