@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+import time
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
@@ -21,6 +22,8 @@ OPTIONS = (
     # Without its own pool, a new connection would wait out the pause that gRPC makes after an earlier failure.
     ("grpc.use_local_subchannel_pool", 1),
 )
+READY_S = 1.0
+"""Interval of the checks that a server is still ready (s); a server that is told to end still answers for a while."""
 END_S = 1.0
 """Maximum wait for the answer to the end of a sequence (s)."""
 
@@ -46,6 +49,8 @@ class Connection:
         # protocol has a signed field for the id.
         self._sequence = secrets.randbelow(2**63 - 1) + 1
         self._sent = 0
+        self._checked = time.monotonic()
+        """Time of the last check that the server is ready (s)."""
         self._requests: SimpleQueue[Any] = SimpleQueue()
         self._answers: SimpleQueue[Any] = SimpleQueue()
 
@@ -79,10 +84,11 @@ class Connection:
         After an error the connection must not be used again.
 
         Raises:
-            HostLost: the connection was lost, or no answer arrived within the time limit.
+            HostLost: the connection was lost, no answer arrived within the time limit, or the server is about to end.
             SequenceLost: the server does not know the sequence, for example because it expired.
             StreamError: the server refuses the picture, or its answer is not the expected one.
         """
+        self._check_ready(picture)
         number = self._send(picture, horizon)
         try:
             response = self._answers.get(timeout=self._timeout_s)
@@ -121,16 +127,28 @@ class Connection:
         """Return the error for a request that the server answered with an error."""
         if "START" in message:
             return SequenceLost(message)
-        if not self._is_ready():
+        if self._not_ready() is not None:
             return HostLost(message)
         return StreamError(f"{self.host}: the server refused the picture ({message})")
 
-    def _is_ready(self) -> bool:
+    def _check_ready(self, picture: NDArray[np.uint8]) -> None:
+        """Check every `READY_S` seconds that the server is ready; end the sequence if not, so that it can end soon."""
+        if time.monotonic() - self._checked < READY_S:
+            return
+        if (reason := self._not_ready()) is not None:
+            if self._sent:
+                self.end(picture)
+            raise HostLost(reason)
+        self._checked = time.monotonic()
+
+    def _not_ready(self) -> str | None:
+        """Return why the model is not ready; None if it is."""
         asked = service_pb2.ModelReadyRequest(name=self._model)
         try:
-            return bool(self._stub.ModelReady(asked, timeout=self._timeout_s).ready)
-        except grpc.RpcError:
-            return False
+            ready = self._stub.ModelReady(asked, timeout=self._timeout_s).ready
+        except grpc.RpcError as error:
+            return self._reason(error)
+        return None if ready else "the model is not ready"
 
     def _reason(self, error: Any) -> str:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

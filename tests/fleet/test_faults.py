@@ -54,6 +54,20 @@ def test_a_model_that_is_not_ready_any_more_counts_as_lost(servers: Servers) -> 
         assert stream.host == servers.other(ending.address).address
 
 
+def test_a_stream_leaves_a_server_that_is_about_to_end_and_ends_its_sequence_there(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e3d_deploy.fleet.connection.READY_S", 0.0)
+    with servers.fleet() as fleet:
+        stream = fleet.stream("camera-7")
+        level(stream, 1)
+        ending = servers.at(stream.host)
+        ending.is_ready = False
+        assert level(stream, 2) == 3
+        assert stream.host == servers.other(ending.address).address
+        assert ending.states == {}
+
+
 def test_an_error_of_the_model_is_raised_and_the_next_picture_restarts_the_stream(servers: Servers) -> None:
     with servers.fleet() as fleet:
         stream = fleet.stream("camera-7")
