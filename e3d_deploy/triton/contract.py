@@ -13,7 +13,9 @@ FORECAST = "forecast"
 """Output: the next pictures, uint8 [horizon, H, W, C], as `Stream.predict`; computed only if it is requested."""
 
 START, END, CORRID = "START", "END", "CORRID"
-"""Control inputs of the sequence batcher: first picture, last picture, and the id of the sequence (uint64)."""
+"""Control inputs of the sequence batcher: first picture, last picture, and the id of the sequence (uint64).
+
+An error that a new sequence can mend contains the word START. gRPC clients can only send ids below 2**63."""
 
 PARAMETERS = ("e3d_contract", "e3d_bundle", "e3d_version", "e3d_context", "e3d_renewal")
 """Parameters of the model configuration: VERSION, identity of the bundle, version of e3d_deploy that wrote the
