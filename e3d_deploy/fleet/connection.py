@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from e3d_deploy.errors import StreamError
 from e3d_deploy.fleet.lost import HostLost, SequenceLost
 from e3d_deploy.fleet.messages import ServedModel, read_answer, read_config, request
+from e3d_deploy.triton import contract
 
 OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -125,7 +126,7 @@ class Connection:
 
     def _refusal(self, message: str) -> Exception:
         """Return the error for a request that the server answered with an error."""
-        if "START" in message:
+        if contract.START in message:
             return SequenceLost(message)
         if self._not_ready() is not None:
             return HostLost(message)

@@ -30,10 +30,9 @@ AVOID_S = 30.0
 class Fleet:
     """Triton servers that serve one bundle, and the streams of this client on them.
 
-    The host of a stream follows from the id of the stream and the list of hosts (rendezvous hashing): every client
-    computes the same one, and a change of the list moves only the streams whose host was removed, or which now rank an
-    added host first. A lost host is tried last for `AVOID_S` seconds. A stream stays on the host that it moved to until
-    it is closed or that host is lost; a stream that is opened later uses its first host again.
+    The host of a stream follows from the id of the stream and the list of hosts (rendezvous hashing), so every client
+    computes the same one. A lost host is tried last for `AVOID_S` seconds. A stream stays on the host that it moved to,
+    also when its first host answers again, until that host is lost, the stream is closed, or `set_hosts` is called.
 
     Threads may share a fleet if each uses its own streams. A fleet does not work in a forked process.
 
@@ -64,21 +63,20 @@ class Fleet:
         self._pid, self._closed, self._lock = os.getpid(), False, threading.Lock()
         self._streams: dict[str, Stream] = {}
         self._avoided_until: dict[str, float] = {}
-        self.served = self._describe()
+        self.served = self._describe(self.hosts)
         """Model that all servers serve."""
         if context is None and self.served.context is None:
             raise ConfigError("context: the servers do not state it; give the number of frames, such as 10")
         self.context = check_count("context", self.served.context if context is None else context)
         """Number of last pictures that each stream keeps for a restart."""
 
-    def _describe(self) -> "ServedModel":
-        """Ask all hosts at once, and return the model that they serve."""
+    def _describe(self, hosts: tuple[str, ...]) -> "ServedModel":
+        """Ask all hosts at once, and return the model that they serve; hosts that do not answer are avoided."""
         served: dict[str, ServedModel] = {}
         reasons: dict[str, str] = {}
-        with ThreadPoolExecutor(len(self.hosts)) as pool:
-            asked = {host: pool.submit(self._library.Connection.open, host, self.model, self._timeout_s)
-                     for host in self.hosts}  # fmt: skip
-        for host, answer in asked.items():
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            asked = [pool.submit(self._library.Connection.open, host, self.model, self._timeout_s) for host in hosts]
+        for host, answer in zip(hosts, asked, strict=True):
             try:
                 connection = answer.result()
             except HostLost as error:
@@ -86,6 +84,7 @@ class Fleet:
             else:
                 served[host] = connection.served
                 connection.close()
+                self._avoided_until.pop(host, None)
         if not served:
             raise no_server(self.model, reasons)
         for host, reason in reasons.items():
@@ -94,6 +93,27 @@ class Fleet:
         for host in others:
             _check_same(host, served[host], first, served[first])
         return served[first]
+
+    def set_hosts(self, hosts: Iterable[str]) -> None:
+        """Change the list of hosts, and move the streams that are not on their first host.
+
+        Without lost hosts these are the streams whose host was removed, and those that rank an added host first. The
+        same list again brings streams back to a host that was lost and answers now. A stream moves, and restarts, with
+        its next picture.
+
+        Raises:
+            ConfigError: `hosts` is not a list of different addresses.
+            ServerLost, BundleError: no host answers, or one serves another bundle; the list stays unchanged.
+            StreamError: the fleet was closed, or this process was forked.
+        """
+        self.check_open()
+        hosts = check_hosts(hosts)
+        _check_same("hosts", self._describe(hosts), "the fleet", self.served)
+        with self._lock:
+            self.hosts = hosts
+            streams = list(self._streams.values())
+        for stream in streams:
+            stream.reconsider()
 
     def stream(self, name: str) -> Stream:
         """Open a stream for a new video; it contacts a server with its first picture.
@@ -167,7 +187,9 @@ class Fleet:
     def close(self) -> None:
         """Close all streams; calls in progress in other threads fail. A second call does nothing."""
         self._closed = True
-        for stream in list(self._streams.values()):
+        with self._lock:
+            streams = list(self._streams.values())
+        for stream in streams:
             stream.close()
 
     def __enter__(self) -> Self:

@@ -42,6 +42,7 @@ class Stream:
         self._connection: Connection | None = None
         # True while the server has seen exactly the pictures of this stream since its last start, and owes no answer.
         self._in_step = False
+        self._reconsiders = False
 
     @property
     def host(self) -> str | None:
@@ -106,7 +107,11 @@ class Stream:
     def _advance(self, pictures: tuple[NDArray[np.uint8], ...], horizon: int | None) -> NDArray[Any]:
         """Send the last picture to the server that has the state, or all pictures to another one."""
         connection, reason = self._connection, "the previous call failed"
-        if connection is not None and self._in_step:
+        if connection is not None and self._in_step and self._leaves(connection):
+            self._end(connection)
+            connection.close()
+            reason = "the list of hosts was set"
+        elif connection is not None and self._in_step:
             try:
                 return self._send(connection, pictures[-1:], horizon)
             except (HostLost, SequenceLost) as error:
@@ -115,6 +120,15 @@ class Stream:
                 if isinstance(error, HostLost):
                     self._fleet.avoid(connection.host, str(error))
         return self._start(pictures, horizon, reason)
+
+    def reconsider(self) -> None:
+        """Move to the first host with the next picture, if the stream is on another one."""
+        self._reconsiders = True
+
+    def _leaves(self, connection: "Connection") -> bool:
+        """Return True if `reconsider` was called and the stream is not on its first host."""
+        reconsiders, self._reconsiders = self._reconsiders, False
+        return reconsiders and connection.host != self._fleet.candidates(self.name)[0]
 
     def _start(self, pictures: tuple[NDArray[np.uint8], ...], horizon: int | None, reason: str) -> NDArray[Any]:
         """Start a sequence with pictures on the first host that answers; `reason` is logged if it is a restart."""

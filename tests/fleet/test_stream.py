@@ -5,11 +5,12 @@ import logging
 import numpy as np
 import pytest
 
-from e3d_deploy.errors import ConfigError, ServerLost, ShapeError, StreamError
-from e3d_deploy.fleet import Stream
+from e3d_deploy.errors import BundleError, ConfigError, ServerLost, ShapeError, StreamError
+from e3d_deploy.fleet import Fleet, Stream
 from e3d_deploy.fleet.hashing import ranking
 from tests.fleet.conftest import Servers
 from tests.fleet.fake_server import picture, running
+from tests.triton.server import free_ports
 
 
 def level(stream: Stream, value: int) -> float:
@@ -226,3 +227,59 @@ def test_a_closed_fleet_refuses_calls(servers: Servers) -> None:
         stream.push(picture(2))
     with pytest.raises(StreamError, match="fleet: it was closed; open it again"):
         fleet.stream("camera-8")
+
+
+def test_a_new_list_moves_only_the_streams_that_now_have_another_first_host(servers: Servers) -> None:
+    one, two = (server.address for server in servers.all)
+    with Fleet([one], "kth") as fleet:
+        streams = [fleet.stream(f"camera-{number}") for number in range(8)]
+        for stream in streams:
+            assert [level(stream, value) for value in (1, 2, 3)] == [1, 3, 6]
+        fleet.set_hosts([two, one])
+        moved = [stream for stream in streams if ranking(stream.name, [one, two])[0] == two]
+        assert 0 < len(moved) < 8
+        for stream in streams:
+            assert level(stream, 4) == (9 if stream in moved else 10)
+            assert stream.host == (two if stream in moved else one)
+            assert stream.restarts == (1 if stream in moved else 0)
+        assert len(servers.at(one).states) == 8 - len(moved)  # the sequences of moved streams were ended
+        fleet.set_hosts([two])
+        for stream in streams:
+            level(stream, 5)
+            assert (stream.host, stream.restarts) == (two, 1)
+
+
+def test_the_same_list_brings_streams_back_to_a_host_that_answers_again(servers: Servers) -> None:
+    with servers.fleet() as fleet:
+        stream = fleet.stream("camera-7")
+        level(stream, 1)
+        first = servers.at(stream.host)
+        servers.stop[first.address]()
+        level(stream, 2)
+        fleet.set_hosts(fleet.hosts)  # the first host is still down
+        level(stream, 3)
+        assert stream.host == servers.other(first.address).address
+        with running(first, port=int(first.address.rsplit(":")[-1])):
+            fleet.set_hosts(fleet.hosts)
+            assert level(stream, 4) == 2 + 3 + 4
+            assert stream.host == first.address
+
+
+def test_an_unusable_list_changes_nothing(servers: Servers) -> None:
+    one, two = servers.all
+    two.parameters["e3d_bundle"] = "bbbb"
+    [port] = free_ports(1)
+    with Fleet([one.address], "kth") as fleet:
+        stream = fleet.stream("camera-7")
+        level(stream, 1)
+        for hosts, error in (
+            ([], ConfigError),
+            ([f"127.0.0.1:{port}"], ServerLost),
+            ([two.address], BundleError),
+            ([one.address, two.address], BundleError),
+        ):
+            with pytest.raises(error):
+                fleet.set_hosts(hosts)
+            assert fleet.hosts == (one.address,)
+        assert level(stream, 2) == 3
+        assert stream.restarts == 0
