@@ -3,6 +3,7 @@
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
@@ -25,8 +26,6 @@ OPTIONS = (
 )
 READY_S = 1.0
 """Interval of the checks that a server is still ready (s); a server that is told to end still answers for a while."""
-END_S = 1.0
-"""Maximum wait for the answer to the end of a sequence (s)."""
 
 
 class Connection:
@@ -72,12 +71,17 @@ class Connection:
         return connection
 
     def _describe(self) -> ServedModel:
-        asked = service_pb2.ModelConfigRequest(name=self._model)
+        answer = self._call(self._stub.ModelConfig, service_pb2.ModelConfigRequest(name=self._model))
+        return read_config(answer.config, self.host)
+
+    def _call(self, method: Callable[..., Any], message: Any) -> Any:
+        """Return the answer to a single request; raises HostLost."""
         try:
-            answer = self._stub.ModelConfig(asked, timeout=self._timeout_s)
+            return method(message, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise HostLost(self._reason(error)) from error
-        return read_config(answer.config, self.host)
+        except ValueError as error:  # gRPC raises it if another thread closed the connection
+            raise HostLost(str(error)) from error
 
     def infer(self, picture: NDArray[np.uint8], horizon: int | None) -> NDArray[Any]:
         """Send the next picture of the sequence, and return the answer of the server, as `read_answer` does.
@@ -91,14 +95,7 @@ class Connection:
         """
         self._check_ready(picture)
         number = self._send(picture, horizon)
-        try:
-            response = self._answers.get(timeout=self._timeout_s)
-        except Empty:
-            raise HostLost(f"no answer within {self._timeout_s:g} s") from None
-        if response is None:
-            raise HostLost("the connection was closed")
-        if isinstance(response, grpc.RpcError):
-            raise HostLost(self._reason(response)) from response
+        response = self._receive()
         if response.error_message:
             raise self._refusal(response.error_message)
         answer = response.infer_response
@@ -119,16 +116,33 @@ class Connection:
         self._requests.put(request(self._model, picture, horizon, number=number, sequence=self._sequence, end=end))
         return number
 
+    def _receive(self) -> Any:
+        """Return the next response; raises HostLost."""
+        try:
+            response = self._answers.get(timeout=self._timeout_s)
+        except Empty:
+            raise HostLost(f"no answer within {self._timeout_s:g} s") from None
+        if response is None:
+            raise HostLost("the connection was closed")
+        if isinstance(response, grpc.RpcError):
+            raise HostLost(self._reason(response)) from response
+        return response
+
     def _open(self) -> None:
-        # `get` blocks until the next request; None ends the requests.
-        call = self._stub.ModelStreamInfer(iter(self._requests.get, None))
-        threading.Thread(target=_receive, args=(call, self._answers), name=f"fleet {self.host}", daemon=True).start()
+        try:
+            # `get` blocks until the next request; None ends the requests.
+            call = self._stub.ModelStreamInfer(iter(self._requests.get, None))
+        except ValueError as error:  # another thread closed the connection
+            raise HostLost(str(error)) from error
+        threading.Thread(target=_queue, args=(call, self._answers), name=f"fleet {self.host}", daemon=True).start()
 
     def _refusal(self, message: str) -> Exception:
         """Return the error for a request that the server answered with an error."""
         if contract.START in message:
             return SequenceLost(message)
-        if self._not_ready() is not None:
+        try:
+            self._require_ready()
+        except HostLost:
             return HostLost(message)
         return StreamError(f"{self.host}: the server refused the picture ({message})")
 
@@ -136,20 +150,17 @@ class Connection:
         """Check every `READY_S` seconds that the server is ready; end the sequence if not, so that it can end soon."""
         if time.monotonic() - self._checked < READY_S:
             return
-        if (reason := self._not_ready()) is not None:
-            if self._sent:
-                self.end(picture)
-            raise HostLost(reason)
+        try:
+            self._require_ready()
+        except HostLost:
+            self.end(picture)
+            raise
         self._checked = time.monotonic()
 
-    def _not_ready(self) -> str | None:
-        """Return why the model is not ready; None if it is."""
-        asked = service_pb2.ModelReadyRequest(name=self._model)
-        try:
-            ready = self._stub.ModelReady(asked, timeout=self._timeout_s).ready
-        except grpc.RpcError as error:
-            return self._reason(error)
-        return None if ready else "the model is not ready"
+    def _require_ready(self) -> None:
+        """Raise HostLost if the model is not ready, or does not answer."""
+        if not self._call(self._stub.ModelReady, service_pb2.ModelReadyRequest(name=self._model)).ready:
+            raise HostLost("the model is not ready")
 
     def _reason(self, error: Any) -> str:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -157,16 +168,17 @@ class Connection:
         return str(error.details())
 
     def end(self, picture: NDArray[np.uint8]) -> None:
-        """End the sequence, so that the server frees its state now; a request needs a picture, so give the last one.
+        """End the sequence, so that the server frees its state now.
+
+        Args:
+            picture: any picture, because a request needs one.
 
         Raises:
-            HostLost: no answer arrived in time.
+            HostLost: no answer arrived within the time limit.
         """
-        self._send(picture, None, end=True)
-        try:
-            self._answers.get(timeout=min(END_S, self._timeout_s))
-        except Empty:
-            raise HostLost(f"no answer within {min(END_S, self._timeout_s):g} s") from None
+        if self._sent:
+            self._send(picture, None, end=True)
+            self._receive()
 
     def close(self) -> None:
         """Close the connection; a request in progress in another thread raises HostLost."""
@@ -174,7 +186,7 @@ class Connection:
         self._channel.close()
 
 
-def _receive(call: Any, answers: "SimpleQueue[Any]") -> None:
+def _queue(call: Any, answers: "SimpleQueue[Any]") -> None:
     """Put all responses of a call, then its error or None, into a queue."""
     try:
         for response in call:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Stream:
     def push(self, picture: Any, horizon: int | None = None) -> NDArray[Any]:
         """Advance the stream by the next picture, and return what the server forecasts after it.
 
-        A host that answers but too late costs `timeout_s` of the fleet before the next host is tried.
+        A host that does not answer in time costs `timeout_s` of the fleet before the next host is tried.
 
         Args:
             picture: uint8 [H, W, C]; a NumPy array, or an array of another library on the host.
@@ -108,8 +108,7 @@ class Stream:
         """Send the last picture to the server that has the state, or all pictures to another one."""
         connection, reason = self._connection, "the previous call failed"
         if connection is not None and self._in_step and self._leaves(connection):
-            self._end(connection)
-            connection.close()
+            self._end(connection, pictures[-1])
             reason = "the list of hosts was set"
         elif connection is not None and self._in_step:
             try:
@@ -153,13 +152,16 @@ class Stream:
     def _send(
         self, connection: "Connection", pictures: tuple[NDArray[np.uint8], ...], horizon: int | None
     ) -> NDArray[Any]:
-        """Send pictures, and return the answer to the last one; close the connection after any error."""
+        """Send pictures, and return the answer to the last one; after any error, leave the sequence."""
         self._in_step = False
         try:
             self._check_open()  # `close` in another thread did not see a connection that was opened since
             for picture in pictures[:-1]:
                 connection.infer(picture, None)
             answer = connection.infer(pictures[-1], horizon)
+        except StreamError:
+            self._end(connection, pictures[-1])
+            raise
         except BaseException:
             connection.close()
             raise
@@ -178,21 +180,21 @@ class Stream:
         connection = self._connection
         if connection is None:
             return
+        if self._in_step and self._lock.acquire(blocking=False):
+            self._end(connection, self._pictures[-1])
+        connection.close()
+
+    def _end(self, connection: "Connection", picture: NDArray[np.uint8]) -> None:
+        """End the sequence of a connection, unless its host was lost lately, and close the connection."""
         try:
-            if self._lock.acquire(blocking=False):
-                self._end(connection)
+            if not self._fleet.is_avoided(connection.host):
+                connection.end(picture)
+        except HostLost as error:
+            self._fleet.avoid(connection.host, str(error))
         finally:
             connection.close()
 
-    def _end(self, connection: "Connection") -> None:
-        if not self._in_step or self._fleet.is_avoided(connection.host):
-            return
-        try:
-            connection.end(self._pictures[-1])
-        except HostLost as error:
-            self._fleet.avoid(connection.host, str(error))
-
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -44,13 +44,15 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     delay_s: float = 0.0
     """Time that the server takes for each request (s)."""
     refusal: str = ""
-    """Error that answers each request; empty answers the request."""
+    """Error that answers each request but the last of a sequence; empty answers all."""
     answer_id: Callable[[str], str] = str
     """Function that returns the id of a response for the id of its request."""
     requests: list[Request] = field(default_factory=list)
     states: dict[int, list[int]] = field(default_factory=dict)
     """First pixels that each open sequence has seen."""
     address: str = ""
+    connections: int = 0
+    """Number of connections that carry a sequence."""
     answered: int = sys.maxsize
     """Number of requests that are answered; later ones wait for `release`."""
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -69,9 +71,16 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelReadyResponse(ready=self.is_ready)
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
+        self._count(+1)
+        context.add_callback(lambda: self._count(-1))
         for message in requests:
             time.sleep(self.delay_s)
             yield self._answer(message)
+
+    def _count(self, change: int) -> None:
+        with self.changed:
+            self.connections += change
+            self.changed.notify_all()
 
     def _answer(self, message: Any) -> Any:
         parameters = message.parameters
@@ -88,7 +97,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             number = len(self.requests)
             self.changed.notify_all()
             self.changed.wait_for(lambda: number <= self.answered, WAIT_S)
-        if self.refusal:
+        if self.refusal and not got.end:
             return service_pb2.ModelStreamInferResponse(error_message=self.refusal)
         if got.start:
             self.states[got.sequence] = []
@@ -122,6 +131,11 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         with self.changed:
             self.answered = sys.maxsize
             self.changed.notify_all()
+
+    def wait_until_left(self) -> None:
+        """Wait until no connection carries a sequence."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.connections == 0, WAIT_S)
 
     def wait_for(self, count: int) -> None:
         """Wait until a number of requests have arrived."""

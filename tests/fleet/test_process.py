@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from e3d_deploy.errors import StreamError
+from e3d_deploy.fleet import Stream
 from tests.fleet.conftest import Servers
 from tests.fleet.fake_server import picture
 from tests.fleet.test_stream import level
@@ -88,6 +90,35 @@ def test_closing_in_another_thread_ends_a_call_in_progress(servers: Servers, clo
     [error] = found
     assert isinstance(error, StreamError)
     assert "it was closed" in str(error)
+
+
+def test_closing_at_any_moment_of_a_call_raises_only_stream_errors(servers: Servers) -> None:
+    with servers.fleet() as fleet:
+        for number in range(40):
+            stream = fleet.stream("camera-7")
+
+            def push_on(stream: Stream = stream) -> None:
+                while True:
+                    stream.push(picture(1))
+
+            thread, found = in_thread(push_on)
+            time.sleep(number * 0.002)
+            stream.close()
+            thread.join(60)
+            [error] = found
+            assert isinstance(error, StreamError), error
+            assert "it was closed" in str(error)
+
+
+def test_closing_waits_only_once_for_a_host_that_does_not_answer(servers: Servers) -> None:
+    with servers.fleet(timeout_s=0.5) as fleet:
+        streams = [fleet.stream(f"camera-{number}") for number in range(8)]
+        for stream in streams:
+            level(stream, 1)
+        held = servers.at(streams[0].host)
+        assert len(held.states) > 1
+        held.hold()
+    assert sum(one.end for one in held.requests) == 1
 
 
 def test_after_ctrl_c_the_stream_restarts_and_takes_no_answer_of_the_interrupted_call(servers: Servers) -> None:
