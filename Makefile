@@ -10,13 +10,19 @@ setup: .venv/ready
 .venv/ready: pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c requirements/constraints.txt -e '.[dev]'
+	touch $@ .venv/demo-ready
+
+# The demo alone needs neither TensorFlow nor the tools of developers; `dev` contains its libraries.
+.venv/demo-ready: pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c requirements/constraints.txt -e '.[demo]'
 	touch $@
 
 # The server that tests/triton and tests/fleet start. Where it cannot run, they are skipped with the reason.
 .triton/ready: deploy/triton/requirements.txt | .venv/ready
 	$(BIN)/python deploy/triton/serve --install || test $$? -eq 4
 
-demo: setup
+demo: .venv/demo-ready
 	$(BIN)/e3d demo -o demo-output
 
 test: setup .triton/ready

@@ -4,6 +4,7 @@ All are made once per test run and shared by the workers of pytest-xdist.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ EDGE = "cpu,video,plot"
 """Extras of a device that runs bundles."""
 OFFLINE = ("Failed to establish a new connection", "Temporary failure in name resolution", "Name or service not known")
 """Messages of pip on a machine without a network."""
+NOT_BUILT = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "demo-output")
+"""Files of a checkout that are not copied before the build."""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +66,9 @@ def apart() -> Mapping[str, str]:
 
 def _build(factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+        # setuptools writes into the folder that it builds, and reads what an earlier build left there.
+        source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_BUILT))
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
         done = subprocess.run(command, env=apart(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
