@@ -1,0 +1,50 @@
+"""Extras of the package: what they install, and on which systems."""
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.packaging.environments import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
+MAC = {"sys_platform": "darwin", "platform_machine": "arm64", "python_version": "3.13"}
+LINUX = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.13"}
+NOT_ON_A_MAC = re.compile("nvidia|cuda|tensorrt|onnxruntime-gpu")
+"""Distributions without wheels for macOS."""
+
+
+def distributions(extra: str, system: dict[str, str]) -> set[str]:
+    """Return the distributions that an extra installs on a system, with those of the extras in it."""
+    found: set[str] = set()
+    for one in EXTRAS[extra]:
+        if one.marker is None or one.marker.evaluate(dict(system)):
+            own = one.name == PROJECT["name"]
+            found.update(*(distributions(name, system) for name in one.extras) if own else [{one.name}])
+    return found
+
+
+@pytest.mark.parametrize("extra", ["demo", "all"])
+def test_no_library_of_nvidia_is_installed_on_a_mac(extra: str) -> None:
+    assert "onnxruntime" in distributions(extra, MAC)
+    assert [name for name in distributions(extra, MAC) if NOT_ON_A_MAC.search(name)] == []
+    assert "tensorrt-rtx-cu13-libs" in distributions(extra, LINUX)
+
+
+def test_the_demo_installs_no_tool_of_developers_and_no_library_that_it_does_not_use() -> None:
+    unused = {"lightning", "tensorflow-cpu", "openvino", "cuda-core", "nvidia-cuda-nvrtc", "pytest", "scikit-image"}
+    assert distributions("dev", LINUX) >= unused
+    assert distributions("demo", LINUX).isdisjoint(unused)
+
+
+def test_developers_have_the_libraries_of_the_demo() -> None:
+    """`make demo` installs nothing in the environment of `make setup`."""
+    assert distributions("dev", LINUX) >= distributions("demo", LINUX)
+
+
+def test_no_extra_installs_both_builds_of_onnxruntime() -> None:
+    """They overwrite each other's files."""
+    both = {"onnxruntime", "onnxruntime-gpu"}
+    assert [extra for extra in EXTRAS if distributions(extra, LINUX) >= both] == []
