@@ -52,8 +52,12 @@ GPU = "an NVIDIA GPU and its driver"
 
 
 def pip_install(*extras: str) -> str:
-    """Return the command that installs extras of e3d_deploy."""
-    return f"pip install 'e3d_deploy[{','.join(extras)}]'"
+    """Return the command that installs extras of e3d_deploy.
+
+    The extra `gpu` installs onnxruntime-gpu. pip does not know that it overwrites the files of onnxruntime.
+    """
+    command = f"pip install 'e3d_deploy[{','.join(extras)}]'"
+    return f"pip uninstall -y onnxruntime && {command}" if "gpu" in extras else command
 
 
 def extra_of(module: str) -> str | None:

@@ -236,7 +236,8 @@ def test_damaged_artifacts_exit_5(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_build_without_the_library_exits_4(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3d_deploy.tensorrt_library.MODULES", {"tensorrt": ("no_such_module",)})
-    assert "e3d_deploy[gpu]" in failing("build", bundle_path, "--target", "tensorrt", code=4)
+    remedy = failing("build", bundle_path, "--target", "tensorrt", code=4)
+    assert "pip uninstall -y onnxruntime && pip install 'e3d_deploy[gpu]'" in remedy
     assert not (bundle_path / "engines").exists()
 
 

@@ -64,7 +64,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
                 f"{self.name}: the installed onnxruntime {onnxruntime.__version__} is built for the CPU only; "
-                f"pip uninstall -y onnxruntime, then {pip_install('gpu')}"
+                f"{pip_install('gpu')}"
             )
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)

@@ -95,7 +95,7 @@ def test_a_cpu_only_onnxruntime_names_the_remedy(exported: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("the installed ONNX Runtime is built for GPUs")
     with pytest.raises(
-        BackendUnavailable, match="built for the CPU only; pip uninstall -y onnxruntime, then"
+        BackendUnavailable, match="built for the CPU only; pip uninstall -y onnxruntime && pip install"
     ) as caught:
         open_backend(Bundle.open(exported / "tiny.e3d"), NAME)
     assert caught.value.exit_code == 4
