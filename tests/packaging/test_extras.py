@@ -5,8 +5,9 @@ import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.packaging.environments import ROOT
+from tests.packaging.environments import CONSTRAINTS, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()}
@@ -48,3 +49,18 @@ def test_no_extra_installs_both_builds_of_onnxruntime() -> None:
     """They overwrite each other's files."""
     both = {"onnxruntime", "onnxruntime-gpu"}
     assert [extra for extra in EXTRAS if distributions(extra, LINUX) >= both] == []
+
+
+def test_the_constraints_pin_the_compiler_that_pytorch_for_cuda_requires() -> None:
+    """PyTorch for the CPU, which the tests use, does not depend on it, so only this test notices a conflict.
+
+    If you pin another PyTorch, look up the version of nvidia-cuda-nvrtc that its cuda-toolkit requires.
+    """
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    assert (pinned["torch"], pinned["nvidia-cuda-nvrtc"]) == ("2.13.0", "13.0.88")
+
+
+def test_developers_have_no_library_without_a_constraint() -> None:
+    pinned = {canonicalize_name(line.split("==")[0]) for line in CONSTRAINTS.read_text().splitlines() if "==" in line}
+    wanted = {canonicalize_name(name) for name in distributions("dev", LINUX)}
+    assert wanted - pinned - {"setuptools"} == set()
