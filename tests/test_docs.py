@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OTHERS = ("README.md", "CHANGELOG.md", "models/README.md", "e3d_deploy/data/README.md")
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / page for page in OTHERS)])
+DEPLOYED = (ROOT / "deploy").glob("*/README.md")
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *DEPLOYED, *(ROOT / page for page in OTHERS)])
 TASKS = [page for page in PAGES if page.parent.name == "docs"]
 COLUMNS = 120
 PLACEHOLDER = "…"

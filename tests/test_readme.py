@@ -16,7 +16,13 @@ from e3d_deploy.cli import GROUPS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "e3d_deploy" / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEPLOYED = sorted((ROOT / "deploy").glob("*/README.md"))
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "e3d_deploy" / "data" / "README.md",
+    *DEPLOYED,
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMANDS = re.findall(r"^e3d .+$", README, re.MULTILINE)
 
 

@@ -1,0 +1,110 @@
+"""Size of an installation of the wheel with each set of extras.
+
+    python -m benchmarks.install
+
+Each set is installed in a new environment without pip. Writes benchmarks/results/install_SYSTEM.json.
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, save
+
+ROOT = Path(__file__).parents[1]
+SETS = {
+    "": "`e3d --help` and `e3d doctor`",
+    "cpu": "a device that runs bundles",
+    "cpu,video": "the same, with videos and cameras",
+    "openvino,video": "the same with OpenVINO instead of ONNX Runtime",
+    "cpu,serve": "`e3d serve`",
+    "triton": "a client of Triton server",
+    "export,cpu": "exports and verifies models",
+    "train,cpu,video,plot": "trains, exports and verifies models",
+    "demo": "`make demo`",
+    "all": "everything that needs no GPU, except OpenVINO and TensorFlow",
+    "import-tf": "TensorFlow, to read checkpoints of google/e3d_lstm",
+}
+"""Sets of extras, with the purpose of each."""
+
+
+@contextmanager
+def environment(wheel: Path, extras: str) -> Iterator[Path]:
+    """Yield the folder of an environment with the wheel and its extras while the block runs."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+        constraints = str(ROOT / "requirements" / "constraints.txt")
+        subprocess.run([*pip, "-c", constraints, f"{wheel}[{extras}]" if extras else str(wheel)], check=True)
+        yield folder
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """Return the size of an environment, the number of its distributions, and the version of PyTorch in it."""
+    packages = next(folder.glob("lib/python*/site-packages"))
+    return {
+        "megabytes": round(megabytes(folder)),
+        "distributions": len(list(packages.glob("*.dist-info"))),
+        "pytorch": next((path.name.split("-")[1] for path in packages.glob("torch-*.dist-info")), None),
+    }
+
+
+def megabytes(folder: Path) -> float:
+    """Return the space that the files of a folder take on the disk (MB)."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*")) / 1e6
+
+
+def table() -> str:
+    """Return the sizes as Markdown."""
+    lines = []
+    for file in sorted(RESULTS.glob("install_*.json")):
+        found = json.loads(file.read_text())
+        where = found["environment"]
+        lines += [
+            f"Measured on {where['date'][:10]} on {found['system']} with Python {found['python']} and PyTorch "
+            f"{found['rows']['demo']['pytorch']}. The wheel itself has {found['wheel_megabytes']:.1f} MB.",
+            "",
+            "| extras | purpose | size | packages |",
+            "|---|---|---|---|",
+        ]
+        for extras, row in found["rows"].items():
+            name = f"`{extras}`" if extras else "none"
+            lines.append(f"| {name} | {SETS[extras]} | {row['megabytes']:,} MB | {row['distributions']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = {}
+    with tempfile.TemporaryDirectory() as name:
+        kept = shutil.ignore_patterns(".*", "build", "*.egg-info", "models")
+        source = shutil.copytree(ROOT, Path(name) / "source", ignore=kept)
+        subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", name, source], check=True)
+        (wheel,) = Path(name).glob("*.whl")
+        size = wheel.stat().st_size / 1e6
+        for extras in SETS:
+            with environment(wheel, extras) as folder:
+                rows[extras] = measured(folder)
+            print(extras or "none", rows[extras], flush=True)
+    system = f"{platform.system()} {platform.machine()}"
+    save(
+        f"install_{system.lower().replace(' ', '-')}",
+        {
+            "what": "space on the disk of an environment with the wheel and a set of extras, bytecode included",
+            "system": system,
+            "python": platform.python_version(),
+            "wheel_megabytes": round(size, 1),
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
