@@ -43,6 +43,7 @@ def installed(factory: pytest.TempPathFactory, extras: str) -> Path:
     def make(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+        pip.append("--no-compile")  # the tests import a small part of the modules
         command = [*pip, "-c", str(CONSTRAINTS), f"{wheel}[{extras}]"]
         done = subprocess.run(command, env=apart(), capture_output=True, text=True, check=False)
         if any(message in done.stderr for message in OFFLINE):
@@ -52,11 +53,11 @@ def installed(factory: pytest.TempPathFactory, extras: str) -> Path:
     return _once(factory, f"environment-{extras.replace(',', '-')}", make) / "bin" / "python"
 
 
-def run(python: Path, *arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
+def run(python: Path, *arguments: str | Path, cwd: Path, seconds: float = 300) -> "subprocess.CompletedProcess[str]":
     """Run Python, or with a first argument `e3d` that command, where the checkout cannot be imported."""
     program = python.with_name("e3d") if arguments[0] == "e3d" else python
     command = [program, *(arguments[1:] if arguments[0] == "e3d" else arguments)]
-    return subprocess.run(command, cwd=cwd, env=apart(), capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=apart(), capture_output=True, text=True, check=False, timeout=seconds)
 
 
 def apart() -> Mapping[str, str]:

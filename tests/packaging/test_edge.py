@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
+from e3d_deploy.data.clips import PEDESTRIANS
 from tests.packaging.environments import run
 
 
@@ -24,3 +27,25 @@ def test_a_bundle_is_verified(edge_python: Path, exported: Path, tmp_path: Path)
     done = run(edge_python, "e3d", "verify", exported / "tiny.e3d", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["passed"]
+
+
+def test_a_clip_is_forecast(edge_python: Path, exported: Path, tmp_path: Path) -> None:
+    arguments = (exported / "tiny.e3d", exported / "clip.npy", "--context", "4", "--horizon", "3", "-o", "out.npz")
+    done = run(edge_python, "e3d", "predict", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "out.npz")["frames"].shape == (1, 3, 16, 24, 1)
+
+
+def test_a_video_is_streamed(edge_python: Path, exported: Path, tmp_path: Path) -> None:
+    arguments = (exported / "tiny.e3d", str(PEDESTRIANS), "--horizon", "2", "--jsonl", "-", "-o", "beside.mp4")
+    done = run(edge_python, "e3d", "stream", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == list(range(150))
+    assert (tmp_path / "beside.mp4").stat().st_size > 0
+
+
+def test_what_a_device_lacks_is_named_with_its_extra(edge_python: Path, exported: Path, tmp_path: Path) -> None:
+    done = run(edge_python, "e3d", "export", exported / "tiny.safetensors", "-o", "out.e3d", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "pip install 'e3d_deploy[train]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
