@@ -61,7 +61,7 @@ class Renewal:
             return cls("none" if text == "none" else "replay", context_length)
         if isinstance(text, str) and (match := re.fullmatch(r"refresh(?::([0-9]{1,9}))?", text)):
             return cls("refresh", context_length, int(match[1] or 2))
-        raise ConfigError(f"renewal: got {text!r}, expected {FORMS}; see docs/streams.md")
+        raise ConfigError(f"renewal: got {text!r}, expected {FORMS}, such as refresh:2")
 
     def __str__(self) -> str:
         return f"refresh:{self.states}" if self.kind == "refresh" else self.kind

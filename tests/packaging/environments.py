@@ -43,8 +43,8 @@ def installed(factory: pytest.TempPathFactory, extras: str) -> Path:
     def make(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
-        pip.append("--no-compile")  # the tests import a small part of the modules
-        command = [*pip, "-c", str(CONSTRAINTS), f"{wheel}[{extras}]"]
+        # Not compiled, because the tests import a small part of the modules.
+        command = [*pip, "--no-compile", "-c", str(CONSTRAINTS), f"{wheel}[{extras}]"]
         done = subprocess.run(command, env=apart(), capture_output=True, text=True, check=False)
         if any(message in done.stderr for message in OFFLINE):
             pytest.skip("no package index can be reached")

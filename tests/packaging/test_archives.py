@@ -1,5 +1,6 @@
 """Contents and metadata of the wheel and the source distribution."""
 
+import ast
 import hashlib
 import re
 import tarfile
@@ -86,6 +87,15 @@ def test_no_archive_names_a_path_of_the_machine_that_built_it(
 ) -> None:
     home = str(ROOT).encode()
     assert [name for name, content in {**source, **wheel}.items() if home in content] == []
+
+
+def test_no_error_names_a_file_that_only_the_repository_has() -> None:
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        raised = (one for one in ast.walk(ast.parse(file.read_text())) if isinstance(one, ast.Raise))
+        texts = (str(part.value) for one in raised for part in ast.walk(one) if isinstance(part, ast.Constant))
+        found += [text for text in texts if re.search(r"\b(docs|benchmarks|tests|deploy)/", text)]
+    assert found == []
 
 
 def test_the_metadata_is_complete(metadata: Message) -> None:
