@@ -53,8 +53,14 @@ def measured(folder: Path) -> dict[str, Any]:
     return {
         "megabytes": round(megabytes(folder)),
         "distributions": len(list(packages.glob("*.dist-info"))),
-        "pytorch": next((path.name.split("-")[1] for path in packages.glob("torch-*.dist-info")), None),
+        "pytorch": version_of("torch", packages),
     }
+
+
+def version_of(distribution: str, packages: Path) -> str | None:
+    """Return the version of a distribution in a folder of packages; None if it is not there."""
+    found = packages.glob(f"{distribution}-*.dist-info")
+    return next((path.name.removesuffix(".dist-info").split("-")[1] for path in found), None)
 
 
 def megabytes(folder: Path) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import peer_tables
+from benchmarks import install, peer_tables
 from benchmarks.common import RESULTS, demo_model
 from e3d_deploy import checkpoint
 from e3d_deploy.demo.exhibits import DIGITS, FILM, Exhibit
@@ -582,6 +582,7 @@ PLACES = {
     README.parent / "docs" / "graphs.md": {"rewrites": rewrites},
     README.parent / "docs" / "benchmark.md": {"peers": all_peers, "batched": batched},
     README.parent / "docs" / "engines.md": {"builds": engines},
+    README.parent / "docs" / "install.md": {"sizes": install.table},
     README.parent / "docs" / "runtime.md": {"backends": backends_table},
     README.parent / "docs" / "triton.md": {"throughput": throughput},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},

@@ -64,3 +64,17 @@ def test_developers_have_no_library_without_a_constraint() -> None:
     pinned = {canonicalize_name(line.split("==")[0]) for line in CONSTRAINTS.read_text().splitlines() if "==" in line}
     wanted = {canonicalize_name(name) for name in distributions("dev", LINUX)}
     assert wanted - pinned - {"setuptools"} == set()
+
+
+def test_the_docs_list_every_extra_and_no_other() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    table = page.partition("## Extras")[2].partition("\n## ")[0]
+    named = {name for text in re.findall(r"`([a-z,-]+)`", table) for name in text.split(",")}
+    assert named - {"onnxruntime", "onnxruntime-gpu"} == set(EXTRAS)
+
+
+def test_the_commands_of_the_docs_name_extras_that_exist() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").glob("*/README.md"), ROOT / "DESCRIPTION.md"]
+    named = re.findall(r"(?:e3d_deploy|\.whl|'\.|\"\.)\[([a-z,-]+)\]", "\n".join(page.read_text() for page in pages))
+    assert len(named) > 10
+    assert {name for text in named for name in text.split(",")} <= set(EXTRAS)
