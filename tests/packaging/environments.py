@@ -68,7 +68,7 @@ def apart() -> Mapping[str, str]:
 def _build(factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         # setuptools writes into the folder that it builds, and reads what an earlier build left there.
-        source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_BUILT))
+        source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_BUILT), dirs_exist_ok=True)
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
         done = subprocess.run(command, env=apart(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
