@@ -1,23 +1,34 @@
-"""Report of `e3d doctor`: backends, libraries and GPU of this machine, and commands that install missing libraries."""
+"""Report of `e3d doctor`: faults of the installation, backends, libraries and GPU of this machine."""
 
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from e3d_deploy import __version__, inventory
+from e3d_deploy.doctor.fault import Fault
+from e3d_deploy.doctor.place_faults import telemetry_faults
+from e3d_deploy.doctor.search import find_faults
 from e3d_deploy.files import cache_folder
-from e3d_deploy.libraries import LIBRARIES, SWITCH, pip_install
+from e3d_deploy.libraries import LIBRARIES, pip_install
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 
+__all__ = ["Fault", "examine", "find_faults"]
 
-def examine() -> dict[str, Any]:
+
+def examine(faults: Sequence[Fault] = ()) -> dict[str, Any]:
     """Return the report as JSON values.
 
     Imports `cuda.core` if there is an NVIDIA driver, and after it TensorRT-RTX if TensorRT-RTX is installed. No other
     library is imported.
+
+    Args:
+        faults: faults that `find_faults` found; backends that they stop are not usable.
     """
     # Computed once, because `unsupported_reason` may load the library of a backend.
     reasons = {name: spec.unsupported_reason() for name, spec in BACKENDS.items()}
+    stopped = {name for fault in faults for name in fault.stops}
     libraries = [
         {
             "library": library.module,
@@ -33,19 +44,24 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": inventory.machine(),
         "libraries": libraries,
-        "backends": {name: has_libraries(spec) and reasons[name] is None for name, spec in BACKENDS.items()},
+        "backends": {
+            name: has_libraries(spec) and reasons[name] is None and name not in stopped
+            for name, spec in BACKENDS.items()
+        },
         "contacts": contacts(),
         "cache": _cache(),
-        "warnings": _warnings([reason for reason in reasons.values() if reason]),
+        "faults": [asdict(fault) for fault in faults],
+        "warnings": [
+            *filter(None, reasons.values()),
+            *(f"{fault.what}; {fault.command}" for fault in faults),
+        ],
     }
 
 
 def contacts() -> str:
     """Describe whom the imported libraries contact: nobody, unless the user switched telemetry on."""
-    switch = os.environ.get(SWITCH)
-    if switch is not None and switch.strip().lower() in ("", "0", "false", "no", "off"):
-        return f"ONNX Runtime may report to Microsoft, because {SWITCH}={switch} is set"
-    return "none; the telemetry of ONNX Runtime and OpenVINO is off"
+    on = telemetry_faults(os.environ)
+    return on[0].what if on else "none; the telemetry of ONNX Runtime and OpenVINO is off"
 
 
 def _cache() -> str:
@@ -54,13 +70,3 @@ def _cache() -> str:
         return str(cache_folder(""))
     except FileNotFoundError as error:
         return f"nothing is cached: {error.strerror}"
-
-
-def _warnings(reasons: list[str]) -> list[str]:
-    warnings = list(reasons)
-    if inventory.version_of(("onnxruntime",)) and inventory.version_of(("onnxruntime-gpu",)):
-        warnings.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
-        )
-    return warnings
