@@ -53,6 +53,8 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
 }
 """Commands by task, in the order of `e3d --help` and of the README."""
 
+COMPLETE = "_E3D_COMPLETE"
+"""Environment variable in which a shell asks for completions; click derives its name from the program's."""
 NOT_PRINTED = (
     "the result was not printed completely; files that the command wrote are kept; free space and run it again"
 )
@@ -79,12 +81,14 @@ class Commands(click.Group):
         """Translate former names of options and, for `train`, the flags of google/e3d_lstm."""
         if args:
             args, remarks = released_flags.translate(args[1:]) if args[0] == "train" else present_names(args)
-            for remark in remarks:
+            for remark in remarks if not ctx.resilient_parsing else ():
                 click.echo(remark, err=True)
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command. If its output cannot be printed, the command still completes its work."""
+        if COMPLETE in os.environ:  # a shell asks for completions, which click writes as bytes
+            return super().main(*args, **extra)
         with lasting() as out:
             try:
                 result = super().main(*args, **extra)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from e3d_deploy.commands._help import Option, option
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
@@ -66,6 +67,11 @@ class _BackendOption(Option):
     def __init__(self, *args: Any, write: Callable[[], str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.write = write
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the names of backends that begin with the typed text."""
+        names = ("auto", *BACKENDS) if self.default == "auto" else BACKENDS
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         self.help = self.write()

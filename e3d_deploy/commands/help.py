@@ -19,20 +19,24 @@ REMEDIES = {
     7: ("exhausted memory, disk or limit", "Use a smaller batch or model, free space, or raise the limit."),
 }
 """Meaning of each exit code, and what to do about it."""
-TOPICS = ("exit-codes",)
-"""Topics in addition to the commands."""
+SHELLS = {
+    "bash": ("~/.bashrc", 'eval "$(_E3D_COMPLETE=bash_source e3d)"'),
+    "zsh": ("~/.zshrc", 'eval "$(_E3D_COMPLETE=zsh_source e3d)"'),
+    "fish": ("~/.config/fish/completions/e3d.fish", "_E3D_COMPLETE=fish_source e3d | source"),
+}
+"""Start-up file of each shell, and the line that makes it complete the words of `e3d`."""
 
 
-@click.command("help", cls=GroupedCommand, examples=("e3d help exit-codes", "e3d help data inspect"))
+@click.command("help", cls=GroupedCommand, examples=("e3d help exit-codes", "e3d help completion"))
 @click.argument("topic", nargs=-1)
 @click.pass_context
 def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
     """Show help on a command or a topic.
 
-    TOPIC is exit-codes or a command, such as train or data inspect.
+    TOPIC is exit-codes, completion or a command, such as train or data inspect.
     """
-    if topic in [(name,) for name in TOPICS]:
-        click.echo(exit_codes(ctx.make_formatter()))
+    if len(topic) == 1 and topic[0] in TOPICS:
+        click.echo(TOPICS[topic[0]](ctx.make_formatter()))
         return
     shown = ctx.find_root()
     for name in topic:
@@ -61,6 +65,22 @@ def exit_codes(formatter: click.HelpFormatter) -> str:
         signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
         formatter.write_dl([(str(128 + one), signal.Signals(one).name) for one in sorted(filter(None, signals))])
     return formatter.getvalue().rstrip("\n")
+
+
+def completion(formatter: click.HelpFormatter) -> str:
+    """Return how to switch on completion in each shell."""
+    formatter.write_text(
+        "Completion of commands, options, backends and paths with the Tab key. Add the line of your shell to its "
+        "start-up file, and open a new terminal. bash must be version 4.4 or newer."
+    )
+    for shell, (file, line) in SHELLS.items():
+        with formatter.section(f"{shell}, in {file}"):
+            formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+    return formatter.getvalue().rstrip("\n")
+
+
+TOPICS = {"exit-codes": exit_codes, "completion": completion}
+"""Topics in addition to the commands, with the functions that write them."""
 
 
 def errors_of(code: int) -> list[type[errors.E3DError]]:
