@@ -55,9 +55,7 @@ def library_faults(installed: Mapping[str, Installed], errors: Mapping[str, str]
 def _fault(module: str, one: Installed, error: str) -> Fault:
     if error == NO_H264:
         what = f"PyAV {one.version} has no H.264 encoder (libx264), so e3d can neither write MP4 files nor push videos"
-        return Fault(
-            "h264-missing", what, f"pip install --force-reinstall --no-deps --only-binary av av=={one.version}"
-        )
+        return Fault("h264-missing", what, f"{reinstall(one)} --only-binary av")
     what = f"{one.name} {one.version} is installed but cannot be imported ({error})"
     stops = stopped_by(module)
     if module != "numpy" and OTHER_NUMPY.search(error):
