@@ -46,7 +46,13 @@ def doctor(bundle: Path | None, again: bool, fps: float | None, threads: int | N
     with working("loading the libraries"):
         faults = find_faults()
     found = examine(faults)
-    report = None if bundle is None else _examine_bundle(bundle, threads=threads, again=again, fps=fps or FPS)
+    report = None
+    if bundle is not None:
+        try:
+            report = _examine_bundle(bundle, threads=threads, again=again, fps=fps or FPS)
+        except BackendUnavailable:
+            _show_faults(faults)  # likely the cause
+            raise
     if json_:
         as_json({**found, **(report.to_json() if report else {})})
     else:
@@ -136,12 +142,9 @@ def streams_lines(report: "BundleReport") -> list[str]:
 
 
 def _conclude(found: Mapping[str, Any], faults: "Sequence[Fault]") -> None:
-    """Print the faults and the verdict, and exit with 4 if a fault stops an installed backend."""
+    """Print the faults, the warnings and the verdict, and exit with 4 if a fault stops an installed backend."""
     ready = [name for name, there in found["backends"].items() if there]
-    for fault in faults:
-        click.echo(f"\n{fault.code}: {fault.what}\n    {fault.command}", err=True)
-    if faults:
-        click.echo(err=True)
+    _show_faults(faults)
     for warning in found["warnings"][: len(found["warnings"]) - len(faults)]:
         warn(warning)
     names = f"installed backends: {', '.join(ready)}; `e3d verify BUNDLE` checks their results"
@@ -157,3 +160,11 @@ def _conclude(found: Mapping[str, Any], faults: "Sequence[Fault]") -> None:
         warn(f"{'1 fault' if len(faults) == 1 else f'{len(faults)} faults'}; {names}")
     else:
         verdict(True, names)
+
+
+def _show_faults(faults: "Sequence[Fault]") -> None:
+    """Print each fault, and below it the command that mends it."""
+    for fault in faults:
+        click.echo(f"\n{fault.code}: {fault.what}\n    {fault.command}", err=True)
+    if faults:
+        click.echo(err=True)
