@@ -1,5 +1,6 @@
 """`e3d doctor`: finds faults of the installation, and shows which backends run on this machine."""
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,13 +133,19 @@ def streams_lines(report: "BundleReport") -> list[str]:
     (answer,), first = streams.answers, streams.curves[0].points[0]
     number = f"at least {answer.streams}" if answer.at_least else str(answer.streams)
     at = answer.at or answer.best
-    plural = "stream holds" if number == "1" else "streams hold"
-    return [
-        f"{number} {plural} {streams.fps:g} frames/s: with {at.streams}, p99 is {at.p99_ms:.2f} ms of "
+    verb = "stream holds" if number == "1" else "streams hold"
+    steps = sum(first.step_sizes)
+    lines = [
+        f"{number} {verb} {streams.fps:g} frames/s: with {at.streams}, p99 is {at.p99_ms:.2f} ms of "
         f"{streams.target_p99_ms:.2f} ms ({at.rounds} rounds timed)",
-        f"one stream: median {first.p50_ms:.2f} ms per frame, {sum(first.step_sizes)} steps per frame "
+        f"one stream: median {first.p50_ms:.2f} ms per frame, {steps} step{'s' if steps > 1 else ''} per frame "
         f"(renewal {streams.renewal})",
     ]
+    if report.load_average is not None and report.load_average > (os.cpu_count() or 1):
+        lines.append(
+            f"the machine is busy (load average {report.load_average:.1f}), so it may hold more when it is idle"
+        )
+    return lines
 
 
 def _conclude(found: Mapping[str, Any], faults: "Sequence[Fault]") -> None:

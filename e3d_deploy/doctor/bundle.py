@@ -1,5 +1,6 @@
 """Check of a bundle on this machine: the backend that runs it, and the number of streams."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class BundleReport:
 
     choice: Choice
     streams: StreamCurves
+    load_average: float | None
+    """Load average of the machine before the measurement; None if the system does not have one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -43,6 +46,7 @@ def examine_bundle(
         BackendUnavailable: no installed backend runs the bundle.
         BundleError: the bundle is damaged, incomplete or too new.
     """
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     bundle = Bundle.open(path)
     backend, choice = choose(bundle, threads=threads, again=again)
     try:
@@ -50,4 +54,4 @@ def examine_bundle(
         streams = stream_curve(bundle, [backend], [1], goal=goal, seconds=SECONDS, repeats=REPEATS, progress=progress)
     finally:
         backend.close()
-    return BundleReport(choice, streams)
+    return BundleReport(choice, streams, load_average)

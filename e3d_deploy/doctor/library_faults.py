@@ -68,7 +68,9 @@ def _fault(module: str, one: Installed, error: str) -> Fault:
 
 def reinstall(one: Installed) -> str:
     """Return the command that installs the same version of a distribution again."""
-    return f"pip install --force-reinstall --no-deps {one.name}=={one.version}"
+    build = one.version.partition("+")[2] if one.name == "torch" else ""
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install --force-reinstall --no-deps {one.name}=={one.version}{index}"
 
 
 def stopped_by(module: str) -> tuple[str, ...]:

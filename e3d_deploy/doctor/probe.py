@@ -40,6 +40,9 @@ def attempt(kind: str, argument: str = "") -> Any:
 
     Returns:
         The result, or `{"error": REASON}` if the process crashes or hangs.
+
+    Raises:
+        OSError: Python cannot be started, such as in a program that embeds it.
     """
     root = str(Path(e3d_deploy.__file__).absolute().parents[1])  # may be a zip archive
     command = [sys.executable, "-c", CODE, root, kind, argument]
@@ -47,12 +50,17 @@ def attempt(kind: str, argument: str = "") -> Any:
     variables = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
-            command, env=variables, capture_output=True, text=True, errors="replace", timeout=DEADLINE_S, check=False
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=DEADLINE_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"it does not load within {DEADLINE_S:.0f} s"}
-    except OSError as error:
-        return {"error": f"Python cannot be started ({error.strerror})"}
     if done.returncode < 0:
         return {"error": f"it crashes with {signal.Signals(-done.returncode).name}"}
     try:
@@ -64,6 +72,8 @@ def attempt(kind: str, argument: str = "") -> Any:
 def import_errors(modules: Sequence[str]) -> dict[str, str]:
     """Import modules, in as many processes as this machine has cores; return the errors by module.
 
+    Without a Python that can be started, nothing is known, and there are no errors.
+
     The modules of a process that fails as a whole are imported again, each in a process of its own.
     """
     count = min(os.cpu_count() or 1, len(modules))
@@ -73,7 +83,10 @@ def import_errors(modules: Sequence[str]) -> dict[str, str]:
 
 
 def _group_errors(modules: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = attempt("import", ",".join(modules))
+    try:
+        found: dict[str, str] = attempt("import", ",".join(modules))
+    except OSError:
+        return {}
     if "error" not in found:
         return found
     if len(modules) == 1:

@@ -1,6 +1,7 @@
 """Faults of Python and of the installation of e3d_deploy itself."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def _package(one: Installed) -> Path:
 
 
 def _install(one: Installed) -> str:
-    return f"pip install -e {one.source}" if one.source else f"pip install e3d_deploy=={one.version}"
+    return f"pip install -e {shlex.quote(str(one.source))}" if one.source else f"pip install e3d_deploy=={one.version}"
 
 
 def _unshadow(folder: Path) -> str:
@@ -54,4 +55,4 @@ def _unshadow(folder: Path) -> str:
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if any(entry and Path(entry).resolve() == folder for entry in entries):
         return "unset PYTHONPATH"
-    return "cd ~" if folder == Path.cwd() else f"pip install -e {folder}"
+    return "cd ~" if folder == Path.cwd() else f"pip install -e {shlex.quote(str(folder))}"

@@ -1,12 +1,13 @@
 """Installed Python distributions, read from their metadata without importing them."""
 
-import re
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Site:
 
 def _read(name: str, one: Distribution) -> Installed:
     folder = Path(str(one.locate_file(""))).resolve()
-    address = re.search(r'"url": *"file://([^"]*)"', one.read_text("direct_url.json") or "")
-    editable = '"editable": true' in (one.read_text("direct_url.json") or "")
-    source = Path(address[1]) if address and editable else None
+    origin = json.loads(one.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    source = Path(unquote(urlsplit(origin["url"]).path)) if editable else None
     is_source = str(getattr(one, "_path", "")).endswith(".egg-info") and (folder / "pyproject.toml").exists()
     return Installed(name, str(one.version), folder, source, is_source)

@@ -30,12 +30,12 @@ def point(streams: int, p99_ms: float, sizes: tuple[int, ...] = (2,)) -> Point:
     )  # fmt: skip
 
 
-def report(answer: Answer, first: Point) -> BundleReport:
+def report(answer: Answer, first: Point, load_average: float | None = None) -> BundleReport:
     streams = StreamCurves(
         how="", target_p99_ms=40.0, fps=25.0, renewal="refresh:2", curves=(Curve(backend="torch", points=(first,)),),
         answers=(answer,),
     )  # fmt: skip
-    return BundleReport(Choice("torch", (Tried("torch", 1.0, "agrees"),)), streams)
+    return BundleReport(Choice("torch", (Tried("torch", 1.0, "agrees"),)), streams, load_average)
 
 
 def test_the_report_of_a_bundle_is_measured_and_complete(bundle_path: Path) -> None:
@@ -66,6 +66,9 @@ def test_streams_are_counted_in_words() -> None:
     ]
     many = Answer(backend="torch", streams=256, at_least=True, at=point(256, 30.0), beyond=None, best=one)
     assert streams_lines(report(many, one))[0].startswith("at least 256 streams hold 25 frames/s")
+    busy = streams_lines(report(many, point(1, 8.0, (1,)), load_average=1000.0))
+    assert busy[1].startswith("one stream: median 4.00 ms per frame, 1 step per frame")
+    assert busy[2] == "the machine is busy (load average 1000.0), so it may hold more when it is idle"
     single = Answer(backend="torch", streams=1, at_least=False, at=one, beyond=None, best=one)
     assert streams_lines(report(single, one))[0].startswith("1 stream holds 25 frames/s")
     slow = point(1, 900.0)

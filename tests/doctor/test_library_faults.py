@@ -52,6 +52,17 @@ def test_a_broken_library_is_installed_again_in_the_same_version(tmp_path: Path)
     assert fault.stops == ("openvino",)
 
 
+def test_a_build_of_pytorch_is_installed_from_its_own_index(tmp_path: Path) -> None:
+    installed = present(install(tmp_path, "torch", "2.13.0+cpu"), driver=False)
+    fault = only(library_faults(installed, {"torch": "OSError: x"}), "library-broken")
+    assert fault.command.endswith("torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu")
+
+
+def test_a_python_that_cannot_be_started_is_not_taken_for_broken_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.sys, "executable", "")
+    assert import_errors(["json", "module_that_is_not_there"]) == {}
+
+
 def test_a_broken_numpy_stops_every_backend(tmp_path: Path) -> None:
     installed = present(install(tmp_path, "numpy", "2.4.6"), driver=False)
     assert only(library_faults(installed, {"numpy": "ImportError: x"}), "library-broken").stops == tuple(BACKENDS)

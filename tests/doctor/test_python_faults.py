@@ -29,6 +29,13 @@ def test_an_old_python_is_a_fault(site: Site) -> None:
     assert fault.command.startswith("python3.11 -m venv .venv && ")
 
 
+def test_the_address_of_an_editable_installation_may_contain_spaces(tmp_path: Path) -> None:
+    found = install(tmp_path / "site-packages", "e3d_deploy", "0.1.0")
+    link = {"dir_info": {"editable": True}, "url": f"file://{tmp_path}/my%20copy"}
+    (tmp_path / "site-packages" / "e3d_deploy-0.1.0.dist-info" / "direct_url.json").write_text(json.dumps(link))
+    assert found.all("e3d_deploy")[0].source == tmp_path / "my copy"
+
+
 def test_two_installations_of_e3d_are_a_fault(site: Site, tmp_path: Path) -> None:
     install(tmp_path / "user", "e3d_deploy", "0.0.9")
     fault = only(python_faults(Site((*site.path, str(tmp_path / "user")))), "e3d-twice")
