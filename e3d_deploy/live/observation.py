@@ -1,5 +1,6 @@
 """Record of one picture of a source, as the outputs receive it."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.json_values import json_object
-from e3d_deploy.live.follower import FollowedPicture, Frame
+from e3d_deploy.live.follower import FollowedPicture, Follower, Frame
 
 
 def side_by_side(followed: FollowedPicture) -> Frame:
@@ -35,6 +36,12 @@ class Observation:
     dropped: int
     """Number of pictures that the source has dropped so far."""
 
+    @property
+    def novelty(self) -> float | None:
+        """Novelty at the full horizon; None without such a forecast, or with too few earlier errors for a median."""
+        followed = self.followed
+        return followed.novelty[-1] if len(followed.novelty) == len(followed.forecast) else None
+
     def to_json(self) -> dict[str, Any]:
         """Return all fields except pictures as JSON values; `docs/live.md` describes the keys."""
         followed = self.followed
@@ -53,3 +60,18 @@ class Observation:
                 "dropped": self.dropped,
             }
         )
+
+
+def observe(follower: Follower, arrival: Arrival, *, source: str, dropped: int) -> Observation:
+    """Follow a picture that arrived from a source, and return the record of it.
+
+    Args:
+        source: label of the source.
+        dropped: number of pictures that the source has dropped so far.
+
+    Raises:
+        StreamError, ShapeError, ResourceLimit: see `Follower.follow`.
+    """
+    followed = follower.follow(arrival.picture, begins_video=arrival.begins_video)
+    latency_ms = 1000 * (time.perf_counter() - arrival.arrived_s)
+    return Observation(source=source, arrival=arrival, followed=followed, latency_ms=latency_ms, dropped=dropped)

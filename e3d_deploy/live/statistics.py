@@ -120,7 +120,6 @@ class SourceStatistics:
         with self._lock:
             last, times = self._last, self._times
             now = self.ended_s
-            known = last is not None and len(last.followed.novelty) == self.horizon
             return Statistics(
                 frames=self._frames,
                 frames_per_second=(len(times) - 1) / max(now - times[0], 1e-9) if len(times) > 1 else None,
@@ -130,7 +129,7 @@ class SourceStatistics:
                 model_ms=_percentiles(self._model_ms),
                 age=None if last is None else last.followed.age,
                 cuts=self._cuts,
-                novelty=last.followed.novelty[-1] if last is not None and known else None,
+                novelty=None if last is None else last.novelty,
                 mse=self._error / self._judged if self._judged else None,
                 copy_mse=self._copy_error / self._judged if self._judged else None,
                 recent=self._quality.at(self.horizon),

@@ -1,7 +1,6 @@
 """Thread of one source of `e3d stream`, in which pictures pass through a follower to the outputs."""
 
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from queue import SimpleQueue
@@ -14,7 +13,7 @@ from e3d_deploy.data.live.feed import Arrival, Ended, Feed
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import E3DError
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.observation import Observation
+from e3d_deploy.live.observation import observe
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.live.statistics import SourceStatistics
 from e3d_deploy.runtime.streams.streams import SlotStream
@@ -135,15 +134,7 @@ class SourceWorker:
         try:
             if not self._range.is_wide:
                 self._range.add(arrival.picture)
-            followed = self.follower.follow(arrival.picture, begins_video=arrival.begins_video)
-            latency_ms = 1000 * (time.perf_counter() - arrival.arrived_s)
-            observation = Observation(
-                source=self.label,
-                arrival=arrival,
-                followed=followed,
-                latency_ms=latency_ms,
-                dropped=self.feed.dropped,
-            )
+            observation = observe(self.follower, arrival, source=self.label, dropped=self.feed.dropped)
             self.statistics.add(observation)
             for put in puts:
                 put(observation)
