@@ -53,7 +53,7 @@ class Alarm:
             self.scores.append(novelty)
             if len(self.scores) == self.needed:  # medians, because these pictures may contain an event too
                 usual = np.median(self.scores)
-                self.threshold = max(2.0, float(usual + 8 * np.median(np.abs(np.array(self.scores) - usual))))
+                self.threshold = max(3.0, float(usual + 8 * np.median(np.abs(np.array(self.scores) - usual))))
         if novelty is None or novelty <= self.threshold:
             return None
         if not self.events or time_s > self.events[-1].end_s + QUIET_S:
@@ -112,7 +112,7 @@ def main(bundle: Path, source: str, output: Path, threshold: float | None) -> No
     finally:
         if points:
             write_file(output / "novelty.png", draw(points, alarm, f"{watch.name}, {begin:%F %T}"))
-            click.echo(f"{len(points)} pictures, {alarm.count} events: {output / 'novelty.png'}")
+            click.echo(f"events: {alarm.count}, plot: {output / 'novelty.png'}")
 
 
 if __name__ == "__main__":
