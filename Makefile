@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all test-browser check format
+.PHONY: setup demo docs test test-all test-browser check format
 
 setup: .venv/ready
 
@@ -24,6 +24,11 @@ setup: .venv/ready
 
 demo: .venv/demo-ready
 	$(BIN)/e3d demo -o demo-output
+
+# The variable silences Material's advertisement, which is not a warning of these docs.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or run: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8080"
 
 test: setup .triton/ready
 	$(BIN)/pytest -n 2 -m 'not slow'

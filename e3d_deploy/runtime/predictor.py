@@ -83,8 +83,8 @@ class Predictor:
         earlier: identities that older versions gave to snapshots of the same network.
         states: description of a stream's state; None derives the description from `config`, and leaves the states of
             snapshots unchecked.
-        context_length, horizon: numbers of context frames and forecast frames that the model was exported for. Streams
-            accept different numbers too.
+        context_length: number of context frames that the model was exported for; streams accept other numbers too.
+        horizon: number of forecast frames that the model was exported for; streams accept other numbers too.
         card: facts about the model, which decide the default renewal of streams.
         has_clip: True if the backend has a clip graph, which maps `context_length` frames to `horizon` frames.
     """
