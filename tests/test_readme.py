@@ -1,21 +1,17 @@
-"""Commands, links and numbers of the README and the docs, compared with the code and the results."""
+"""Links and numbers of the README and the docs, and the list of commands, compared with the code and the results."""
 
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import click
-import numpy as np
 import pytest
 
 from benchmarks import clip
 from benchmarks.readme import PLACES, section
-from e3d_deploy.cli import GROUPS, main
+from e3d_deploy.cli import GROUPS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 DEPLOYED = sorted((ROOT / "deploy").glob("*/README.md"))
 PAGES = [
     ROOT / "README.md",
@@ -23,35 +19,13 @@ PAGES = [
     *DEPLOYED,
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-COMMANDS = re.findall(r"^e3d .+$", README, re.MULTILINE)
 
 
-def test_its_python_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.chdir(exported)
-    camera = np.load(exported / "clip.npy")
-    names: dict[str, object] = {"camera": camera}
-    exec(code.replace("demo.e3d", "tiny.e3d"), names)
-    assert names["future"].shape == (10, 16, 24, 1)  # type: ignore[attr-defined]
-    assert names["fork"].pushed == len(camera)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_its_commands_exist_with_these_options(line: str) -> None:
-    _, name, *arguments = shlex.split(line)
-    command = main.commands[name]
-    if isinstance(command, click.Group):
-        name, *arguments = arguments
-        command = command.commands[name]
-    context = command.make_context(name, arguments, resilient_parsing=False)
-    assert context.params
-
-
-def test_it_lists_the_commands_by_the_tasks_of_the_help() -> None:
-    block = README.partition("## Commands")[2].partition("```\n")[2].partition("```")[0]
-    parts = dict(part.split("\n", 1) for part in block.strip().removeprefix("# ").split("\n\n# "))
-    shown = {task: {line.split()[1] for line in lines.splitlines()} for task, lines in parts.items()}
-    assert shown == {task: {one.name for one in commands} - {"demo"} for task, commands in GROUPS.items()}
+def test_the_commands_are_listed_by_the_tasks_of_the_help() -> None:
+    section = (ROOT / "docs" / "commands.md").read_text().partition("## All commands by task\n")[2]
+    tasks = section.partition("\n## ")[0].split("\n### ")[1:]
+    shown = {task.split("\n")[0]: set(re.findall(r"^e3d (\S+)", task, re.MULTILINE)) for task in tasks}
+    assert shown == {task: {one.name for one in commands} for task, commands in GROUPS.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

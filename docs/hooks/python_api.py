@@ -4,18 +4,22 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-MODULES = {
-    "e3d_deploy.runtime": "Load a bundle and forecast; needs NumPy and one inference library.",
-    "e3d_deploy.errors": "The errors that the runtime and the commands raise.",
-    "e3d_deploy.config": "Settings of networks, training runs and engines.",
-    "e3d_deploy.evaluation": "Measure the quality of forecasts; needs PyTorch.",
+PAGES = {
+    "e3d_deploy.runtime": (
+        "Load a bundle and forecast. Importing it needs NumPy only; opening a bundle needs one inference library.",
+        ("load", "Predictor", "Stream", "Streams", "SlotStream", "Snapshot", "Bundle"),
+    ),
+    "e3d_deploy.errors": ("The errors that the runtime and the commands raise. Each has the exit code of e3d.", ()),
+    "e3d_deploy.config": ("Settings of networks, training runs and engines.", ()),
+    "e3d_deploy.evaluation": ("Measure the quality of forecasts; needs PyTorch.", ()),
 }
-"""Modules of the API, each with one sentence about it."""
+"""Modules of the API: a sentence, and the names to show in this order; without names, all public names are shown."""
 
 
 def on_files(files: Files, config: Any) -> None:
     """Add the pages."""
-    for module, sentence in MODULES.items():
+    for module, (sentence, names) in PAGES.items():
+        shown = [f"::: {module}.{name}\n    options:\n      show_root_heading: true" for name in names]
+        text = "\n\n".join([f"# `{module}`", sentence, *(shown or [f"::: {module}"])])
         name = module.rpartition(".")[2]
-        text = f"# `{module}`\n\n{sentence}\n\n::: {module}\n"
-        files.append(File.generated(config, f"reference/python-{name}.md", content=text))
+        files.append(File.generated(config, f"reference/python-{name}.md", content=text + "\n"))

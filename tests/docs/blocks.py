@@ -12,7 +12,9 @@ RUN = ("python", "sh")
 """Languages of blocks that are run."""
 SHOWN = ("bat", "dockerfile", "ini", "json", "make", "nginx", "protobuf", "text", "toml", "yaml")
 """Languages of blocks that are only shown."""
-FENCE = re.compile(r"^(?P<mark><!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"^(?P<mark><!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.M | re.S
+)
 
 
 @dataclass(frozen=True, kw_only=True)
