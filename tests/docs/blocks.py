@@ -13,7 +13,7 @@ RUN = ("python", "sh")
 SHOWN = ("bat", "dockerfile", "ini", "json", "make", "nginx", "protobuf", "text", "toml", "yaml")
 """Languages of blocks that are only shown."""
 FENCE = re.compile(
-    r"^(?P<mark><!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.M | re.S
+    r"^(<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 

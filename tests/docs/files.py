@@ -60,8 +60,9 @@ def write_originals(folder: Path) -> None:
 def lay_out(originals: Path, folder: Path, made: set[str]) -> None:
     """Copy the files into the folder of a page, except those that the page makes itself."""
     sources = {**{name: originals / original for name, original in FILES.items()}, **CHECKPOINTS}
-    for name in sources.keys() - made:
-        place(sources[name], folder / name)
+    for name, source in sources.items():
+        if not made & {name, *map(str, Path(name).parents)}:
+            place(source, folder / name)
     (folder / "token").write_text("secret\n")
 
 
