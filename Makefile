@@ -28,7 +28,7 @@ demo: .venv/demo-ready
 # The variable silences Material's advertisement, which is not a warning of these docs.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open site/index.html, or run: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8080"
+	@echo "open site/index.html, or with the search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 test: setup .triton/ready
 	$(BIN)/pytest -n 2 -m 'not slow'

@@ -97,7 +97,6 @@ def test_links_of_the_site_lead_to_pages_and_anchors(site: Path, pages: dict[Pat
             if re.match(r"[a-z]+:", address) or path.name == "404.html":
                 continue
             target = (path.parent / address).resolve() if address else path
-            target = target / "index.html" if target.is_dir() else target
             if not target.is_file() or (anchor and target in pages and anchor not in pages[target].anchors):
                 lost.append(f"{path.relative_to(site)}: {link}")
     assert lost == []
@@ -129,11 +128,11 @@ def options(command: click.Command) -> Iterator[str]:
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_the_page_of_a_command_has_all_options_and_examples(site: Path, name: str) -> None:
     command = main.commands[name]
-    text = text_of(site / "reference" / f"e3d-{name}" / "index.html")
+    text = text_of(site / "reference" / f"e3d-{name}.html")
     assert [option for option in options(command) if option not in text] == []
     assert [line for line in getattr(command, "examples", ()) if line not in text] == []
 
 
 def test_the_reference_of_python_has_every_name_of_the_runtime(site: Path) -> None:
-    text = " ".join(text_of(site / "reference" / f"python-{name}" / "index.html") for name in ("runtime", "errors"))
+    text = " ".join(text_of(site / "reference" / f"python-{name}.html") for name in ("runtime", "errors"))
     assert [name for name in runtime.__all__ if name not in text] == []
