@@ -97,6 +97,7 @@ def test_links_of_the_site_lead_to_pages_and_anchors(site: Path, pages: dict[Pat
             if re.match(r"[a-z]+:", address) or path.name == "404.html":
                 continue
             target = (path.parent / address).resolve() if address else path
+            target = target / "index.html" if target.is_dir() else target
             if not target.is_file() or (anchor and target in pages and anchor not in pages[target].anchors):
                 lost.append(f"{path.relative_to(site)}: {link}")
     assert lost == []
