@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from e3d_deploy.config import TrainConfig as TrainConfig
     from e3d_deploy.data.form import Form as Form
     from e3d_deploy.data.inspect import DataContents as DataContents
+    from e3d_deploy.data.live.feed import FeedOptions as FeedOptions
+    from e3d_deploy.data.rate import Selection as Selection
     from e3d_deploy.diff import diff as diff
     from e3d_deploy.doctor import examine as examine
+    from e3d_deploy.doctor import find_faults as find_faults
+    from e3d_deploy.doctor.bundle import examine_bundle as examine_bundle
     from e3d_deploy.errors import BackendUnavailable as BackendUnavailable
     from e3d_deploy.errors import BenchmarkError as BenchmarkError
     from e3d_deploy.errors import BundleError as BundleError
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from e3d_deploy.errors import ExportError as ExportError
     from e3d_deploy.errors import QualityError as QualityError
     from e3d_deploy.errors import ResourceLimit as ResourceLimit
+    from e3d_deploy.errors import ServerLost as ServerLost
     from e3d_deploy.errors import ShapeError as ShapeError
     from e3d_deploy.errors import SnapshotError as SnapshotError
     from e3d_deploy.errors import SourceLost as SourceLost
@@ -56,12 +61,14 @@ if TYPE_CHECKING:
     from e3d_deploy.export.engines.build import build as build
     from e3d_deploy.export.engines.cache import EngineCache as EngineCache
     from e3d_deploy.export.engines.refit import refit as refit
+    from e3d_deploy.fleet import Fleet as Fleet
     from e3d_deploy.importing import Imported as Imported
     from e3d_deploy.importing import compare_outputs as compare_outputs
     from e3d_deploy.importing import import_checkpoint as import_checkpoint
     from e3d_deploy.inspect import BundleContents as BundleContents
     from e3d_deploy.inspect import ModelContents as ModelContents
     from e3d_deploy.inspect import inspect as inspect
+    from e3d_deploy.live.watch import Watch as Watch
     from e3d_deploy.measure.forecasts import Forecasts as Forecasts
     from e3d_deploy.measure.profile import ProfileResult as ProfileResult
     from e3d_deploy.measure.profile import profile as profile
@@ -83,6 +90,8 @@ if TYPE_CHECKING:
     from e3d_deploy.training.sizes import configs as configs
     from e3d_deploy.training.train import Machine as Machine
     from e3d_deploy.training.train import train as train
+    from e3d_deploy.triton.config import Serving as Serving
+    from e3d_deploy.triton.repository import write_repository as write_repository
     from e3d_deploy.workflows.benchmark import benchmark as benchmark
     from e3d_deploy.workflows.data import inspect_data as inspect_data
     from e3d_deploy.workflows.evaluate import EvaluationReport as EvaluationReport
@@ -103,15 +112,20 @@ MODULES = {
     "checkpoint": "load_model save_model",
     "config": "EngineConfig ModelConfig TrainConfig",
     "data.form": "Form",
+    "data.live.feed": "FeedOptions",
     "data.inspect": "DataContents",
+    "data.rate": "Selection",
     "diff": "diff",
-    "doctor": "examine",
+    "doctor": "examine find_faults",
+    "doctor.bundle": "examine_bundle",
     "export.bundle": "export",
     "export.engines.build": "build",
     "export.engines.cache": "EngineCache",
     "export.engines.refit": "refit",
+    "fleet": "Fleet",
     "importing": "Imported compare_outputs import_checkpoint",
     "inspect": "BundleContents ModelContents inspect",
+    "live.watch": "Watch",
     "measure.forecasts": "Forecasts",
     "measure.profile": "ProfileResult profile",
     "measure.results": "BenchmarkResult",
@@ -127,6 +141,8 @@ MODULES = {
     "serve.settings": "ServerSettings",
     "training.sizes": "configs",
     "training.train": "Machine train",
+    "triton.config": "Serving",
+    "triton.repository": "write_repository",
     "workflows.benchmark": "benchmark",
     "workflows.data": "inspect_data",
     "workflows.evaluate": "EvaluationReport evaluate",

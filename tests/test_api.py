@@ -26,18 +26,18 @@ TAKES: dict[str, tuple[Callable[..., Any], ...]] = {
     "cache verify": (api.EngineCache,),
     "data inspect": (api.inspect_data, api.Form),
     "diff": (api.diff,),
-    "doctor": (api.examine, api.choose),
+    "doctor": (api.examine, api.find_faults, api.examine_bundle),
     "evaluate": (api.evaluate, api.evaluate_streaming, api.import_checkpoint),
     "export": (api.export,),
     "import": (api.import_checkpoint, api.compare_outputs, api.save_model),
     "inspect": (api.inspect,),
     "join": (api.join_parts,),
-    "pack": (api.pack,),
+    "pack": (api.pack, api.write_repository, api.Serving),
     "predict": (api.predict,),
     "profile": (api.profile,),
     "refit": (api.refit,),
     "serve": (api.serving, api.ServerSettings, api.open_predictor),
-    "stream": (api.open_predictor, api.Predictor.streams),
+    "stream": (api.open_predictor, api.Watch, api.FeedOptions, api.Selection),
     "train": (api.train, api.ModelConfig, api.TrainConfig, api.Machine, api.configs),
     "unpack": (api.unpack,),
     "verify": (api.verify,),
@@ -54,6 +54,8 @@ RENAMED = {
     ("data inspect", "source_"): "source",
     ("export", "model"): "model_path",
     ("import", "output"): "path",
+    ("doctor", "bundle"): "path",
+    ("pack", "triton"): "output",
     ("refit", "source_"): "source",
     ("serve", "bundle"): "path",
     ("serve", "idle_timeout"): "idle_timeout_s",
@@ -63,6 +65,8 @@ RENAMED = {
     ("serve", "tls_cert"): "certificate",
     ("serve", "tls_key"): "key",
     ("stream", "model"): "path",
+    ("stream", "reset_on"): "reset_on_cut",
+    ("stream", "sources"): "source",
     ("train", "output"): "run",
     ("train", "parts_every"): "parts_every_s",
     ("train", "time_limit"): "time_limit_s",
@@ -71,7 +75,7 @@ RENAMED = {
 }
 """Parameters whose name says more than the option, such as the unit, by command and option."""
 SHOWN = "decides only what is printed"
-FEEDS = "a program reads its own pictures and pushes them; docs/live.md"
+WRITES = "`Watch` yields each picture with its forecast, and a program writes them itself"
 EXCUSED = {
     ("cache rm", "all_"): "`EngineCache.keys` lists the keys",
     ("cache rm", "keys"): "argument of `EngineCache.remove`",
@@ -85,13 +89,8 @@ EXCUSED = {
     ("profile", "top"): SHOWN,
     ("serve", "token_file"): "a program reads the token itself",
     ("train", "resume_or_new"): "a program looks for `last.ckpt` in the run folder and gives `resume`",
-    **{
-        ("stream", name): FEEDS
-        for name in (
-            *("sources", "raw", "realtime", "every", "resample", "silence_s", "attempts", "horizon", "reset_on"),
-            *("output", "push", "raw_output", "jsonl", "zoom"),
-        )
-    },
+    **{("stream", name): WRITES for name in ("output", "push", "raw_output", "jsonl", "zoom")},
+    ("stream", "raw"): "a program pushes raw pictures into a stream",
 }
 """Options without a parameter, by command and option, with the reason."""
 
