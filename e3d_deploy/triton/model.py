@@ -87,7 +87,8 @@ class TritonPythonModel:
     def _response(self, request: Any, answer: Answer | E3DError) -> Any:
         triton = self._triton
         if isinstance(answer, E3DError):
-            return triton.InferenceResponse(error=triton.TritonError(str(answer)))
+            code = triton.TritonError.INVALID_ARG if isinstance(answer, ValueError) else triton.TritonError.INTERNAL
+            return triton.InferenceResponse(error=triton.TritonError(str(answer), code))
         results: dict[str, Any] = {contract.PREDICTION: answer.prediction, contract.FORECAST: answer.forecast}
         return triton.InferenceResponse(
             [triton.Tensor(name, results[name][None]) for name in request.requested_output_names()]

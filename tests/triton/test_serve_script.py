@@ -12,16 +12,28 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+from tritonclient import grpc
 
 from tests.triton.server import CHECKOUT, END_S, SERVE, serving, why_not
 
 TOY = """\
+import triton_python_backend_utils as triton
+
 class TritonPythonModel:
     def execute(self, requests):
-        return []
+        return [triton.InferenceResponse([]) for _ in requests]
 """
 """Model that needs no package."""
+CONFIG = """\
+backend: "python"
+max_batch_size: 1
+input [{ name: "x" data_type: TYPE_UINT8 dims: [1] }]
+output [{ name: "y" data_type: TYPE_UINT8 dims: [1] }]
+sequence_batching { max_sequence_idle_microseconds: 60000000 oldest { max_candidate_sequences: 4 } }
+instance_group [{ kind: KIND_CPU }]
+"""
 
 
 @pytest.fixture
@@ -41,7 +53,7 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "models" / "toy"
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(TOY)
-    (folder / "config.pbtxt").write_text('backend: "python"\ninstance_group [{ kind: KIND_CPU }]\n')
+    (folder / "config.pbtxt").write_text(CONFIG)
     return tmp_path / "models"
 
 
@@ -131,3 +143,15 @@ def test_a_signal_ends_the_server_cleanly(repository: Path, number: signal.Signa
         assert addresses.process.wait(END_S) == 0
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(f"http://{addresses.http}/v2/health/live", timeout=5)
+
+
+@pytest.mark.skipif(bool(reason := why_not()), reason=reason)
+def test_open_sequences_delay_the_end_of_the_server_only_for_a_short_time(repository: Path) -> None:
+    x = grpc.InferInput("x", [1, 1], "UINT8")
+    x.set_data_from_numpy(np.zeros((1, 1), np.uint8))
+    with serving(repository) as addresses:
+        with grpc.InferenceServerClient(addresses.grpc) as client:
+            client.infer("toy", [x], sequence_id=1, sequence_start=True)
+        addresses.process.terminate()
+        addresses.process.wait(END_S)
+        assert "have in-flight inferences" in addresses.log.read_text()
