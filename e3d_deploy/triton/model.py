@@ -1,7 +1,6 @@
 """Model that Triton's Python backend runs: one stream for each sequence of requests."""
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +11,12 @@ import numpy as np
 from e3d_deploy import runtime
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, E3DError
 from e3d_deploy.triton import contract
+from e3d_deploy.triton.reports import Metrics, send_logs
 from e3d_deploy.triton.repository import BUNDLE
-from e3d_deploy.triton.table import Answer, Counts, Request, Table
+from e3d_deploy.triton.requests import Answer, Request
+from e3d_deploy.triton.table import Table
 
 INSTALL_NUMPY = "pip install 'numpy<2'"
-METRICS = {
-    "streams": ("GAUGE", "Number of streams that hold a state"),
-    "frames": ("COUNTER", "Number of pictures seen"),
-    "expired": ("COUNTER", "Number of streams closed because their sequences were idle for too long"),
-}
-"""Kind and description of each metric `e3d_NAME`, by the name of its field in `Counts`."""
 
 
 class TritonPythonModel:
@@ -125,26 +120,6 @@ class Settings:
             )
 
 
-class Metrics:
-    """Metrics of a model instance at the server's metrics address."""
-
-    def __init__(self, triton: Any, labels: Mapping[str, str]) -> None:
-        kinds = triton.MetricFamily
-        # Triton needs each family for as long as its metrics.
-        self._families = {
-            name: kinds(name=f"e3d_{name}", description=text, kind=getattr(kinds, kind))
-            for name, (kind, text) in METRICS.items()
-        }
-        self._metrics = {name: family.Metric(labels=dict(labels)) for name, family in self._families.items()}
-
-    def report(self, counts: Counts) -> None:
-        """Show the counts of a table."""
-        for name, metric in self._metrics.items():
-            # A counter of Triton has no `set`.
-            if change := getattr(counts, name) - metric.value():
-                metric.increment(change)
-
-
 def check_tensors(triton: Any) -> None:
     """Check that this NumPy and the server read each other's arrays.
 
@@ -168,24 +143,3 @@ def use_gpu(number: int) -> None:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number] if visible != [""] else str(number)
-
-
-def send_logs(logger: Any) -> None:
-    """Send the messages of this package to the server's log."""
-    package = logging.getLogger("e3d_deploy")
-    package.setLevel(logging.INFO)
-    package.addHandler(LogHandler(logger))
-
-
-class LogHandler(logging.Handler):
-    """Writes messages to the server's log."""
-
-    def __init__(self, logger: Any) -> None:
-        super().__init__()
-        self._logger = logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        write = self._logger.log_info
-        if record.levelno >= logging.WARNING:
-            write = self._logger.log_error if record.levelno >= logging.ERROR else self._logger.log_warn
-        write(self.format(record))

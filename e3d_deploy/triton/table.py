@@ -4,15 +4,13 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from e3d_deploy.errors import ConfigError, E3DError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
+from e3d_deploy.triton.pending import RESTART, Pending, answers_of, failure_of
+from e3d_deploy.triton.requests import Answer, Counts, Request
 
 MAX_HORIZON = 1000
 """Maximum horizon of a request (frames). All streams wait for the longest forecast of a batch."""
@@ -20,49 +18,8 @@ GRACE = 1.25
 """Idle time of a stream, as a multiple of the server's; the server then refuses a late request first."""
 QUEUED_BATCHES = 8
 """Number of batches for which a request may have waited in the server's queue; that time does not count as idle."""
-RESTART = "begin the sequence again with START and the pictures of its context"
 REPORT_S = 1.0
 """Maximum time between two looks for idle streams, and between two reports (s)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Next picture of a sequence."""
-
-    sequence: int
-    """Id of the sequence."""
-    picture: NDArray[np.uint8]
-    """uint8 [H, W, C]."""
-    start: bool = False
-    """First picture: open a stream, and close the stream that an earlier sequence of this id left."""
-    end: bool = False
-    """Last picture: close the stream after the answer."""
-    prediction: bool = True
-    """Return the prediction of the next frame; a request without a forecast always returns it."""
-    horizon: int | None = None
-    """Number of pictures to forecast; None for no forecast."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Results of a request; None for those that were not requested."""
-
-    prediction: NDArray[np.float32] | None
-    """float32 [C, H, W]."""
-    forecast: NDArray[np.uint8] | None
-    """uint8 [horizon, H, W, C]."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """State of a table."""
-
-    streams: int
-    """Number of streams that hold a state."""
-    frames: int
-    """Number of pictures seen."""
-    expired: int
-    """Number of streams that were closed because their sequences were idle for too long."""
 
 
 @dataclass(slots=True)
@@ -72,18 +29,6 @@ class Entry:
     stream: SlotStream
     used: float
     """Time of the end of the last request (s, of `time.monotonic`)."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """Request whose picture is queued."""
-
-    request: Request
-    stream: SlotStream
-    seen: int
-    """Number of pictures that the stream had seen before."""
-    prediction: Coroutine[Any, Any, NDArray[np.float32]] | None
-    forecast: Coroutine[Any, Any, NDArray[np.uint8]] | None
 
 
 class Table:
@@ -139,7 +84,7 @@ class Table:
             left: list[SlotStream] = []
             with self._streams.together():
                 begun = [self._begin(request, left) for request in requests]
-            answers = self._loop.run_until_complete(_gathered(begun))
+            answers = self._loop.run_until_complete(answers_of(begun))
             for pending, answer in zip(begun, answers, strict=True):
                 if isinstance(pending, Pending):
                     self._settle(pending, answer)
@@ -222,33 +167,3 @@ class Table:
         self._watch.join()
         self._streams.close()
         self._loop.close()
-
-
-def failure_of(stream: SlotStream) -> str | None:
-    """Return the error that ended a stream; None if it can go on."""
-    failure: str | None = stream.stats()["failure"]
-    return failure
-
-
-async def _gathered(begun: Sequence[Pending | E3DError]) -> list[Answer | E3DError]:
-    return list(await asyncio.gather(*map(_answered, begun)))
-
-
-async def _answered(pending: Pending | E3DError) -> Answer | E3DError:
-    if isinstance(pending, E3DError):
-        return pending
-    sequence = pending.request.sequence
-    try:
-        prediction = None if pending.prediction is None else (await pending.prediction)[0]
-        forecast = None if pending.forecast is None else await pending.forecast
-    except E3DError as error:
-        if (failure := failure_of(pending.stream)) is not None:
-            return StreamError(f"sequence {sequence}: failed at {failure}; {RESTART}")
-        if pending.stream.pushed > pending.seen or not pending.stream.stats()["bad_outputs"]:
-            return error
-    if pending.stream.pushed == pending.seen:
-        return StreamError(
-            f"sequence {sequence}: the prediction after this picture is not finite, so the picture is ignored; check "
-            "the picture, or export with another precision"
-        )
-    return Answer(prediction, forecast)

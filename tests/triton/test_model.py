@@ -15,10 +15,10 @@ from google.protobuf import json_format
 
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.triton import model
+from e3d_deploy.triton import model, reports
 from e3d_deploy.triton.config import Serving
 from e3d_deploy.triton.repository import write_repository
-from e3d_deploy.triton.table import Counts
+from e3d_deploy.triton.requests import Counts
 from tests.triton.configs import config_of
 
 
@@ -132,7 +132,7 @@ def test_settings_come_from_the_configuration(args: dict[str, str]) -> None:
 
 
 def test_metrics_show_the_counts_of_each_instance(triton: Any) -> None:
-    metrics = model.Metrics(triton, {"model": "tiny", "instance": "tiny_0_0"})
+    metrics = reports.Metrics(triton, {"model": "tiny", "instance": "tiny_0_0"})
     for counts in (Counts(streams=3, frames=10, expired=0), Counts(streams=1, frames=15, expired=2)):
         metrics.report(counts)
     found = {family.name: (family.kind, family.metric.total) for family in MetricFamily.made}
@@ -152,7 +152,7 @@ def test_an_instance_sees_only_its_own_gpu(visible: str | None, expected: str, m
 
 
 def test_messages_of_the_package_go_to_the_log_of_the_server(triton: Any) -> None:
-    model.send_logs(triton.Logger)
+    reports.send_logs(triton.Logger)
     log = logging.getLogger("e3d_deploy.runtime.predictor")
     log.info("loaded")
     log.warning("renewal %s", "refresh:2")

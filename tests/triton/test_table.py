@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from e3d_deploy.errors import ConfigError, E3DError, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor
-from e3d_deploy.triton.table import Answer, Counts, Request, Table
+from e3d_deploy.triton.requests import Answer, Counts, Request
+from e3d_deploy.triton.table import Table
 from tests.fake_backend import FakeBackend, alone, picture, until
 
 Make = Callable[..., Table]
