@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import ServerLost, ShapeError, StreamError
+from e3d_deploy.errors import ConfigError, ServerLost, ShapeError, StreamError
 from e3d_deploy.fleet.lost import HostLost, SequenceLost
 from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.pictures import as_plain
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from e3d_deploy.fleet.fleet import Fleet
 
 log = logging.getLogger(__name__)
+
+MAX_HORIZON = 2**31 - 1
+"""Largest horizon that a request can carry; servers allow less."""
 
 
 class Stream:
@@ -70,7 +73,7 @@ class Stream:
             pictures, uint8 [horizon, H, W, C].
 
         Raises:
-            ConfigError: `horizon` is below 1.
+            ConfigError: `horizon` is below 1, or does not fit into a request.
             ShapeError: the picture has an unexpected size or type.
             ServerLost: no server answers; the message names each host and its reason.
             BundleError: the next host serves another bundle, or a model of another version.
@@ -78,8 +81,8 @@ class Stream:
                 the stream; or this process was forked from the one that opened the fleet.
         """
         self._check_open()
-        if horizon is not None:
-            horizon = check_count("horizon", horizon)
+        if horizon is not None and (horizon := check_count("horizon", horizon)) > MAX_HORIZON:
+            raise ConfigError(f"horizon: got {horizon}, expected at most {MAX_HORIZON}; ask for fewer pictures")
         seen = self._check_picture(picture)
         if self._lock.locked():
             raise StreamError(f"stream {self.name!r}: another thread is using it; open one stream per thread")
