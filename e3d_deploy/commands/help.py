@@ -15,7 +15,7 @@ REMEDIES = {
     3: ("failed check", "See the verdict on stderr. The result was printed as usual."),
     4: ("missing library or device", "Run the command in the message, or see `e3d doctor`."),
     5: ("damaged or unsuitable file", "Make the file again with the command in the message."),
-    6: ("lost video source or peer", "Check the camera, address or peer, and start again."),
+    6: ("lost video source, peer or server", "Check the camera, address, peer or server, and start again."),
     7: ("exhausted memory, disk or limit", "Use a smaller batch or model, free space, or raise the limit."),
 }
 """Meaning of each exit code, and what to do about it."""

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, StreamError
-from e3d_deploy.fleet.hashing import check_hosts, ranking
+from e3d_deploy.fleet.checks import check_hosts, check_same, check_timeout
+from e3d_deploy.fleet.hashing import ranking
 from e3d_deploy.fleet.lost import HostLost
 from e3d_deploy.fleet.stream import Stream, no_server
 from e3d_deploy.libraries import pip_install
@@ -58,7 +58,7 @@ class Fleet:
         """Addresses of the servers, in lower case."""
         if not isinstance(model, str) or not model:
             raise ConfigError(f"model: got {model!r}, expected the name of a model on the servers")
-        self.model, self._timeout_s = model, _check_timeout(timeout_s)
+        self.model, self._timeout_s = model, check_timeout(timeout_s)
         self._library = _import_library()
         self._pid, self._closed, self._lock = os.getpid(), False, threading.Lock()
         self._streams: dict[str, Stream] = {}
@@ -91,7 +91,7 @@ class Fleet:
             self.avoid(host, reason)
         first, *others = served
         for host in others:
-            _check_same(host, served[host], first, served[first])
+            check_same(host, served[host], first, served[first])
         return served[first]
 
     def set_hosts(self, hosts: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ class Fleet:
         """
         self.check_open()
         hosts = check_hosts(hosts)
-        _check_same("hosts", self._describe(hosts), "the fleet", self.served)
+        check_same("hosts", self._describe(hosts), "the fleet", self.served)
         with self._lock:
             self.hosts = hosts
             streams = list(self._streams.values())
@@ -157,7 +157,7 @@ class Fleet:
         """
         connection: Connection = self._library.Connection.open(host, self.model, self._timeout_s)
         try:
-            _check_same(host, connection.served, "the fleet", self.served)
+            check_same(host, connection.served, "the fleet", self.served)
         except BundleError:
             connection.close()
             raise
@@ -210,29 +210,3 @@ def _import_library() -> ModuleType:
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"fleet: {error.name} is not installed; {pip_install('triton')}") from error
     return connection
-
-
-def _check_timeout(value: Any) -> float:
-    """Return a time limit (s) as a float.
-
-    Raises:
-        ConfigError: `value` is not a positive number that the system can wait for.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= threading.TIMEOUT_MAX:
-        return float(value)
-    raise ConfigError(f"timeout_s: got {value!r}, expected a positive number of seconds, such as 10")
-
-
-def _check_same(host: str, served: "ServedModel", other: str, expected: "ServedModel") -> None:
-    """Check that a host serves the same model as another one, or as the fleet.
-
-    Raises:
-        BundleError: the models differ, so that forecasts would change when a stream moves.
-    """
-    for field in fields(served):
-        got, wanted = getattr(served, field.name), getattr(expected, field.name)
-        if got != wanted:
-            raise BundleError(
-                f"{host}: serves {field.name} {got}, but {other} serves {field.name} {wanted}; serve one bundle on all "
-                "hosts of a fleet, then open the fleet again"
-            )

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.fleet.hashing import check_hosts, ranking, weight
+from e3d_deploy.fleet.checks import check_hosts
+from e3d_deploy.fleet.hashing import ranking, weight
 
 HOSTS = [f"10.0.0.{number}:8001" for number in range(1, 6)]
 STREAMS = [f"camera-{number}" for number in range(2000)]
