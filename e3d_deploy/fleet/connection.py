@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
@@ -26,6 +27,8 @@ OPTIONS = (
 )
 READY_S = 1.0
 """Interval of the checks that a server is still ready (s); a server that is told to end still answers for a while."""
+SIGNALS_S = 0.2
+"""Longest wait before Python looks for signals (s). A signal just before a wait does not interrupt it."""
 
 
 class Connection:
@@ -118,10 +121,14 @@ class Connection:
 
     def _receive(self) -> Any:
         """Return the next response; raises HostLost."""
-        try:
-            response = self._answers.get(timeout=self._timeout_s)
-        except Empty:
-            raise HostLost(f"no answer within {self._timeout_s:g} s") from None
+        until = time.monotonic() + self._timeout_s
+        while (left := until - time.monotonic()) > 0:
+            with suppress(Empty):
+                return self._checked_response(self._answers.get(timeout=min(SIGNALS_S, left)))
+        raise HostLost(f"no answer within {self._timeout_s:g} s")
+
+    def _checked_response(self, response: Any) -> Any:
+        """Return a response; raise HostLost for the error or None that follows the last one."""
         if response is None:
             raise HostLost("the connection was closed")
         if isinstance(response, grpc.RpcError):
