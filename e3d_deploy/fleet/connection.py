@@ -22,7 +22,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),  # a forecast of large pictures exceeds the default of 4 MB
     ("grpc.enable_http_proxy", 0),
-    # Without its own pool, a new connection would wait out the pause that gRPC makes after an earlier failure.
+    # Otherwise all streams of a host share one TCP connection, and a new one would reuse it although it is broken.
     ("grpc.use_local_subchannel_pool", 1),
 )
 READY_S = 1.0

@@ -47,6 +47,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Error that answers each request but the last of a sequence; empty answers all."""
     answer_id: Callable[[str], str] = str
     """Function that returns the id of a response for the id of its request."""
+    peers: set[str] = field(default_factory=set)
+    """Addresses of the connections that carried a sequence."""
     requests: list[Request] = field(default_factory=list)
     states: dict[int, list[int]] = field(default_factory=dict)
     """First pixels that each open sequence has seen."""
@@ -72,6 +74,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
         self._count(+1)
+        self.peers.add(context.peer())
         context.add_callback(lambda: self._count(-1))
         for message in requests:
             time.sleep(self.delay_s)

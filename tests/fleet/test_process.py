@@ -198,6 +198,12 @@ def test_a_program_ends_although_its_streams_are_open(servers: Servers, then: st
             process.kill()
 
 
+def test_proxies_of_the_environment_are_ignored(servers: Servers) -> None:
+    arguments = [sys.executable, "-c", PROGRAM.format(then="fleet.close()"), *(one.address for one in servers.all)]
+    proxies = dict.fromkeys(("http_proxy", "grpc_proxy", "https_proxy"), "http://127.0.0.1:1")
+    subprocess.run(arguments, check=True, stdout=-1, env=os.environ | proxies, cwd=Path(__file__).parents[2])
+
+
 @pytest.mark.parametrize("absent", ["torch", "onnxruntime", "openvino", "click", "rich", "av"])
 def test_the_client_imports_without(absent: str) -> None:
     code = f"import sys; sys.modules[{absent!r}] = None; import e3d_deploy.fleet, e3d_deploy.fleet.connection"

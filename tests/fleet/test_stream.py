@@ -55,6 +55,17 @@ def test_two_streams_of_one_host_are_two_sequences(servers: Servers) -> None:
         one, two = map(fleet.stream, names)
         assert [level(one, 1), level(two, 10), level(one, 2), level(two, 20)] == [1, 10, 3, 30]
         assert len(servers.at(fleet.hosts[0]).states) == 2
+        assert len(servers.at(fleet.hosts[0]).peers) == 2  # a broken connection affects one stream
+
+
+def test_forecasts_of_large_pictures_are_received(servers: Servers) -> None:
+    """The default limit of gRPC is 4 MB."""
+    for server in servers.all:
+        server.dims = (512, 512, 3)
+    with servers.fleet() as fleet:
+        future = fleet.stream("camera-7").push(np.ones((512, 512, 3), np.uint8), horizon=8)
+        assert future.nbytes > 4 << 20
+        assert (future == 1).all()
 
 
 def test_a_lost_host_is_replaced_and_the_stream_restarts_from_its_context(
