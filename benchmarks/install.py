@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ SETS = {
     "train,cpu,video,plot": "trains, exports and verifies models",
     "demo": "`make demo`",
     "all": "everything that needs no GPU, except OpenVINO and TensorFlow",
-    "import-tf": "TensorFlow, to read checkpoints of google/e3d_lstm",
 }
 """Sets of extras, with the purpose of each."""
 
@@ -88,17 +87,20 @@ def table() -> str:
 
 
 def main() -> None:
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         kept = shutil.ignore_patterns(".*", "build", "*.egg-info", "models")
         source = shutil.copytree(ROOT, Path(name) / "source", ignore=kept)
         subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", name, source], check=True)
         (wheel,) = Path(name).glob("*.whl")
-        size = wheel.stat().st_size / 1e6
         for extras in SETS:
             with environment(wheel, extras) as folder:
                 rows[extras] = measured(folder)
-            print(extras or "none", rows[extras], flush=True)
+            write(rows, wheel)  # after each set, because all of them together take minutes
+
+
+def write(rows: Mapping[str, Mapping[str, Any]], wheel: Path) -> None:
+    """Write the sizes, by set of extras, and the size of the wheel."""
     system = f"{platform.system()} {platform.machine()}"
     save(
         f"install_{system.lower().replace(' ', '-')}",
@@ -106,7 +108,7 @@ def main() -> None:
             "what": "space on the disk of an environment with the wheel and a set of extras, bytecode included",
             "system": system,
             "python": platform.python_version(),
-            "wheel_megabytes": round(size, 1),
+            "wheel_megabytes": round(wheel.stat().st_size / 1e6, 1),
             "rows": rows,
         },
     )
