@@ -31,6 +31,7 @@ PAGES = {
     **{words: (*words, "--help") for words in [(), *COMMANDS]},
     ("train", "all options"): ("train", "--help-all"),
     ("help", "exit codes"): ("help", "exit-codes"),
+    ("help", "completion"): ("help", "completion"),
 }
 """Arguments that print each page of the help."""
 
@@ -120,7 +121,7 @@ def test_an_unknown_topic_lists_the_topics() -> None:
     for topic in (["exit-code"], ["train", "all"], ["cache", "fill"]):
         error = e3d("help", *topic, code=2).stderr.splitlines()[-1]
         assert error.startswith(
-            f"Error: got the unknown topic '{' '.join(topic)}', expected one of: exit-codes, data, "
+            f"Error: got the unknown topic '{' '.join(topic)}', expected one of: exit-codes, completion, data, "
         )
         assert ", doctor" in error
 
