@@ -9,8 +9,9 @@ from e3d_deploy.doctor.site import Installed, Site
 from e3d_deploy.libraries import LIBRARIES, Library
 from e3d_deploy.runtime.backends.specs import BACKENDS
 
-SLOW = ("lightning", "onnxscript", "tensorflow")
-"""Modules that are not imported, because their import takes a second or more."""
+UNTRIED = ("lightning", "matplotlib", "onnxscript", "tensorflow")
+"""Modules that are not imported: matplotlib makes a folder in the user's home, and the others take about a second or
+more."""
 ON_GPU = ("tensorrt",)
 """Modules that are imported only if there is an NVIDIA driver, because they may not load without one."""
 NUMPY = Library("numpy", ("numpy",), "", "all backends")
@@ -32,7 +33,7 @@ def present(site: Site, *, driver: bool) -> dict[str, Installed]:
     found = {}
     for library in (NUMPY, *LIBRARIES):
         installed = site.find(*library.packages)
-        if installed is not None and library.module not in SLOW and (driver or library.module not in ON_GPU):
+        if installed is not None and library.module not in UNTRIED and (driver or library.module not in ON_GPU):
             found[_module(library.module, installed)] = installed
     return found
 

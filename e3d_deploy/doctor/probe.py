@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import e3d_deploy
+from e3d_deploy.libraries import SWITCH
 
 DEADLINE_S = 30.0
 """Time after which a trial counts as hanging (s)."""
@@ -46,8 +47,9 @@ def attempt(kind: str, argument: str = "") -> Any:
     """
     root = str(Path(e3d_deploy.__file__).absolute().parents[1])  # may be a zip archive
     command = [sys.executable, "-c", CODE, root, kind, argument]
-    # A folder of the library's name in the working directory must not be imported in its place.
-    variables = {**os.environ, "PYTHONSAFEPATH": "1"}
+    # A folder of the library's name in the working directory must not be imported in its place, and a trial sends no
+    # telemetry, even if the user switched it on.
+    variables = {**os.environ, "PYTHONSAFEPATH": "1", SWITCH: "1"}
     try:
         done = subprocess.run(
             command,

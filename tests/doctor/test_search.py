@@ -36,9 +36,12 @@ def codes(report: dict[str, Any]) -> set[str]:
     return {one["code"] for one in report["faults"]} - {"e3d-shadowed"}
 
 
-def test_a_fault_that_stops_nothing_is_a_warning(tmp_path: Path) -> None:
+def test_a_fault_that_stops_nothing_is_a_warning_and_nothing_is_written(tmp_path: Path) -> None:
     install(tmp_path, "onnxruntime-gpu", "1.31.1", {BUILD: GPU_BUILD})
-    report, stderr = doctor(tmp_path, 0, ORT_DISABLE_TELEMETRY="0")
+    (tmp_path / "home").mkdir()
+    report, stderr = doctor(tmp_path, 0, ORT_DISABLE_TELEMETRY="0", HOME=str(tmp_path / "home"))
+    assert list((tmp_path / "home").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
     assert {"onnxruntime-twice", "telemetry-on"} <= codes(report)
     assert "WARN " in stderr
     assert any("overwrite each other's files" in words for words in report["warnings"])
