@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
@@ -64,7 +64,7 @@ def main() -> None:
     try:
         source = given.source if given.source.startswith("offer:") else upload(server, Path(given.source), token)
         follow(server, source, given.horizon, token)
-    except (OSError, RuntimeError, httpx.HTTPError, ConnectionClosed) as error:
+    except (OSError, RuntimeError, httpx.HTTPError, WebSocketException) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         pass

@@ -107,7 +107,7 @@ def main(bundle: Path, source: str, output: Path, threshold: float | None) -> No
                     print(json.dumps(line | {"novelty": seen.novelty, "event": event and event.number}), file=lines)
                     if event and event.begin_s == time_s:
                         click.echo(f"event {event.number}: {now:%F %T}, {time_s:.1f} s, novelty {seen.novelty:.1f}")
-    except e3d.E3DError as error:
+    except (e3d.E3DError, OSError) as error:
         sys.exit(f"Error: {error}")
     finally:
         if points:

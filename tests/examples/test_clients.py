@@ -95,3 +95,18 @@ def test_a_source_that_the_server_does_not_have_is_an_error(source: str, server:
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_session_without_the_token_is_refused_with_the_reason(server: tuple[str, Path]) -> None:
+    done = client("live_client.py", server[0], "offer:1")
+    assert done.returncode == 1
+    assert "token" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_without_a_server_is_an_error(tmp_path: Path) -> None:
+    for name, *arguments in (("live_client.py", "offer:1"), ("rest_client.py", CLIP, "-o", tmp_path / "a.npz")):
+        done = client(name, "http://127.0.0.1:9", *arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert len(done.stderr.splitlines()) == 1

@@ -116,6 +116,15 @@ def is_watched_again(lines: Path) -> bool:
     return lines.exists() and '"index": 59,' in lines.read_text()
 
 
+def test_an_output_that_is_a_file_is_an_error(exported: Path, tmp_path: Path) -> None:
+    film = film_with_event(tmp_path / "film.mp4")
+    with start_app(exported / "tiny.e3d", film, film) as app:
+        _, err = app.communicate(timeout=120)
+    assert app.returncode == 1
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert str(film) in err.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_a_camera_that_is_lost_leaves_its_lines_and_the_plot(exported: Path, tmp_path: Path, start: Any) -> None:
     sends = rtsp(30)
