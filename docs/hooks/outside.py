@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[2]
 ADDED = "repository/"
@@ -26,7 +26,9 @@ def on_files(files: Files, config: Any) -> None:
         path = waiting.pop()
         for target in linked(path):
             if not target.startswith("docs/") and (ROOT / target).is_file() and site_path(target) not in files.src_uris:
-                files.append(File.generated(config, site_path(target), abs_src_path=str(ROOT / target)))
+                file = File.generated(config, site_path(target), abs_src_path=str(ROOT / target))
+                file.inclusion = InclusionLevel.NOT_IN_NAV  # the navigation may contain it, and need not
+                files.append(file)
                 waiting.append(target)
 
 
