@@ -9,6 +9,8 @@ PAGES = {
         "Load a bundle and forecast. Importing it needs NumPy only; opening a bundle needs one inference library.",
         ("load", "Predictor", "Stream", "Streams", "SlotStream", "Snapshot", "Bundle"),
     ),
+    "e3d_deploy.api": ("The commands as functions: train, export, build, verify, predict, benchmark.", ()),
+    "e3d_deploy.fleet": ("Client that spreads streams over several Triton servers.", ()),
     "e3d_deploy.errors": ("The errors that the runtime and the commands raise. Each has the exit code of e3d.", ()),
     "e3d_deploy.config": ("Settings of networks, training runs and engines.", ()),
     "e3d_deploy.evaluation": ("Measure the quality of forecasts; needs PyTorch.", ()),
