@@ -550,14 +550,16 @@ def throughput() -> str:
     runs = {"full size": result("triton_full_onnxruntime_8_1"), "demo": result("triton_demo_onnxruntime_8_1")}
     where = runs["full size"]["environment"]
     lines = [
-        "| model | renewal | in the program | Triton | share (range) | share of processor time (range) |",
+        "| model | renewal | processor time per picture, in a program | with Triton | share (range) | share by elapsed "
+        "time (range) |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
         elapsed, processor = run["sides"], run["processor"]["sides"]
-        rates = [f"{elapsed[side]['frames_per_second']:.1f} frames/s" for side in ("in_process", "triton")]
-        shares = [_share(sides["triton"]) for sides in (elapsed, processor)]
-        lines.append(f"| {' | '.join([name, run['renewal'], *rates, *shares])} |")
+        length, streams = map(int, re.findall("[0-9]+", run["what"])[:2])
+        times = [f"{processor[side]['median_ms'] / length / streams:.1f} ms" for side in ("in_process", "triton")]
+        shares = [_share(sides["triton"]) for sides in (processor, elapsed)]
+        lines.append(f"| {' | '.join([name, run['renewal'], *times, *shares])} |")
     loads = " and ".join(f"{run['load_1_minute']:.0f}" for run in runs.values())
     return "\n".join(
         [
