@@ -550,8 +550,7 @@ def throughput() -> str:
     runs = {"full size": result("triton_full_onnxruntime_8_1"), "demo": result("triton_demo_onnxruntime_8_1")}
     where = runs["full size"]["environment"]
     lines = [
-        "| model | renewal | processor time per picture, in a program | with Triton | share (range) | share by elapsed "
-        "time (range) |",
+        "| model | renewal | in a program | with Triton | share (range) | share of the rate by elapsed time (range) |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
