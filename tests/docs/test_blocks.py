@@ -17,7 +17,7 @@ from tests.docs.run import run_page
 from tests.kept_steps import KeptSteps
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-SLOW = ("benchmark.md", "commands.md", "data.md", "metrics.md", "model.md", "precision.md", "training.md")
+SLOW = ("api.md", "benchmark.md", "commands.md", "data.md", "metrics.md", "model.md", "precision.md", "training.md")
 """Pages whose blocks take more than ten seconds."""
 MOST_NOT_RUN = 30
 """Number of blocks that need a GPU, a camera, root, a network or hours; to be kept low."""
