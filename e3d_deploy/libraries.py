@@ -25,7 +25,7 @@ LIBRARIES = (
     Library("torch", ("torch",), "train", "training, export, and PyTorch as the reference of e3d verify"),
     Library("lightning", ("lightning",), "train", "e3d train"),
     Library("safetensors", ("safetensors",), "train", "model files"),
-    Library("onnx", ("onnx",), "train", "e3d export"),
+    Library("onnx", ("onnx",), "train", "e3d export, and e3d pack --flavour onnxruntime"),
     Library("onnxscript", ("onnxscript",), "train", "e3d export"),
     Library("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "the backend onnxruntime"),
     Library("openvino", ("openvino",), "openvino", "the backend openvino"),
@@ -45,6 +45,7 @@ LIBRARIES = (
     Library("websockets", ("websockets",), "serve", "live sessions of e3d serve"),
     Library("python_multipart", ("python-multipart",), "serve", "uploads to e3d serve"),
     Library("prometheus_client", ("prometheus-client",), "serve", "metrics of e3d serve"),
+    Library("tritonclient", ("tritonclient",), "triton", "the client of several Triton servers"),
     Library("matplotlib", ("matplotlib",), "plot", "plots of drift and latency, and the report of e3d demo"),
 )
 GPU = "an NVIDIA GPU and its driver"
