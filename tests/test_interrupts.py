@@ -43,13 +43,17 @@ def run(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("module", ["click", "rich", "torch"])
 def test_a_signal_while_modules_are_imported_ends_the_program_without_a_traceback(
-    module: str, number: signal.Signals, tmp_path: Path
+    module: str, number: signal.Signals, exported: Path, tmp_path: Path
 ) -> None:
     """The first module of the list is imported before any command, the remaining modules by a command."""
     stub = tmp_path / f"{module}.py"
     stub.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
-    command = {"click": ["--help"], "rich": ["doctor"], "torch": ["export", stub, "-o", tmp_path / "out"]}[module]
-    done = run(tmp_path, "-m", "e3d_deploy", *command)
+    commands = {
+        "click": ["--help"],
+        "rich": ["inspect", exported / "tiny.e3d"],
+        "torch": ["export", stub, "-o", tmp_path / "out"],
+    }
+    done = run(tmp_path, "-m", "e3d_deploy", *commands[module])
     assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
 
 

@@ -219,7 +219,9 @@ def test_one_stream_more_than_allowed_replaces_the_longest_idle(make: Make) -> N
 
 
 def test_closing_ends_the_threads(make: Make) -> None:
+    before = set(threading.enumerate())
     table = make()
     table.answer([request(1, start=True)])
+    assert {one.name for one in set(threading.enumerate()) - before} == {"e3d-idle-streams", "e3d-streams"}
     table.close()
-    assert not [one.name for one in threading.enumerate() if one.name in ("e3d-idle-streams", "e3d-streams")]
+    assert set(threading.enumerate()) <= before

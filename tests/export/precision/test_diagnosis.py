@@ -63,7 +63,7 @@ class Made:
                 horizon=3,
                 precision=policy,
                 reference=clip,
-                calibration=clip,
+                calibration=clip if policy != "fp32" else None,
                 overwrite=True,
                 budget=WIDE if policy != "fp32" else None,
                 **options,
