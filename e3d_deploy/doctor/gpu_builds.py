@@ -84,9 +84,8 @@ def _unsuitable(one: GpuBuild) -> Fault:
 
 
 def has_nvidia_gpu() -> bool:
-    """Return True if the PCI bus has a GPU by NVIDIA, or if the system does not list the bus."""
-    devices = list(BUS.glob("*"))
-    return not devices or any(map(_is_nvidia_gpu, devices))
+    """Return True if the PCI bus has a GPU by NVIDIA, or if the system does not show the bus."""
+    return not BUS.exists() or any(map(_is_nvidia_gpu, BUS.iterdir()))
 
 
 def _is_nvidia_gpu(device: Path) -> bool:

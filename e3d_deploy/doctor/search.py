@@ -8,7 +8,7 @@ from e3d_deploy import inventory
 from e3d_deploy.doctor import probe
 from e3d_deploy.doctor.driver_faults import Driver, driver_faults
 from e3d_deploy.doctor.fault import Fault
-from e3d_deploy.doctor.gpu_builds import GpuBuild, gpu_builds, missing_driver_faults
+from e3d_deploy.doctor.gpu_builds import GpuBuild, gpu_builds, has_nvidia_gpu, missing_driver_faults
 from e3d_deploy.doctor.library_faults import library_faults, present
 from e3d_deploy.doctor.onnxruntime_faults import PROVIDER, is_gpu_build, provider_faults, twice_faults
 from e3d_deploy.doctor.place_faults import cache_faults, telemetry_faults
@@ -28,22 +28,24 @@ def find_faults(site: Site | None = None, variables: Mapping[str, str] = os.envi
     site, driver = site or Site(), inventory.has_nvidia_driver()
     installed, builds = present(site, driver=driver), gpu_builds(site)
     errors = probe.import_errors(list(installed))
-    tensorrt, twice = tensorrt_faults(site, variables), twice_faults(site, errors, driver=driver)
+    tensorrt = tensorrt_faults(site, variables, gpu=driver or has_nvidia_gpu())
+    twice = twice_faults(site, errors, driver=driver)
     # These faults explain why a library does not load.
     explained = {"onnxruntime"} if twice else set()
     explained |= {one for fault in tensorrt if fault.stops for one in installed if _belongs(one, fault.stops[0])}
     broken = {module: error for module, error in errors.items() if module not in explained}
     if twice and not driver:  # then onnxruntime-gpu is uninstalled in any case
         builds = [one for one in builds if one.name != "onnxruntime-gpu"]
-    return [
+    faults = [
         *python_faults(site),
         *twice,
         *tensorrt,
         *library_faults(installed, broken),
-        *(map(_of_installed, _gpu_faults(site, builds, variables)) if driver else missing_driver_faults(builds)),
+        *(_gpu_faults(site, builds, variables) if driver else missing_driver_faults(builds)),
         *cache_faults(),
         *telemetry_faults(variables),
     ]
+    return list(map(_of_installed, faults))
 
 
 def _belongs(module: str, product: str) -> bool:

@@ -41,13 +41,15 @@ class Product:
 PRODUCTS = (Product("tensorrt", "libnvinfer.so."), Product("tensorrt-rtx", "libtensorrt_rtx.so."))
 
 
-def tensorrt_faults(site: Site, variables: Mapping[str, str]) -> list[Fault]:
+def tensorrt_faults(site: Site, variables: Mapping[str, str], *, gpu: bool = True) -> list[Fault]:
     """Find packages that replace each other, and libraries that are missing or of another version.
 
     Args:
         variables: environment variables.
+        gpu: True if the machine has an NVIDIA GPU. Without one, only TensorRT-RTX is of use, because it builds engines.
     """
-    return [fault for product in PRODUCTS for fault in _of_product(product, site, variables)]
+    products = [product for product in PRODUCTS if gpu or product.name == "tensorrt-rtx"]
+    return [fault for product in products for fault in _of_product(product, site, variables)]
 
 
 def _of_product(product: Product, site: Site, variables: Mapping[str, str]) -> list[Fault]:

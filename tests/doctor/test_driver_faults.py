@@ -102,6 +102,8 @@ def pci(folder: Path, vendor: str, kind: str) -> None:
 
 def test_without_a_gpu_the_libraries_for_cpus_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builds_module, "BUS", tmp_path / "bus")
+    (tmp_path / "bus").mkdir()  # a board or a virtual machine without devices on the bus
+    assert not has_nvidia_gpu()
     pci(tmp_path / "bus", "0x8086", "0x030000")  # a GPU of another vendor
     pci(tmp_path / "bus", "0x10de", "0x020000")  # a network card by NVIDIA
     assert not has_nvidia_gpu()

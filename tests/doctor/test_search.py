@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e3d_deploy.doctor import Fault, examine
+from e3d_deploy.doctor import Fault, examine, find_faults, probe, search
 from e3d_deploy.doctor.fault import CODES
 from tests.doctor.fakes import BUILD, GPU_BUILD, compile_driver, install
 
@@ -59,6 +59,14 @@ def test_a_library_that_crashes_stops_its_backend_but_not_the_doctor(tmp_path: P
     assert report["backends"]["openvino"] is False
     assert report["backends"]["onnxruntime"] is True
     assert stderr.endswith("FAIL faults stop openvino; run the command below each fault\n")
+
+
+def test_a_fault_stops_only_installed_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = install(tmp_path, "numpy", "2.4.6")
+    monkeypatch.setattr(probe, "import_errors", lambda modules: {"numpy": "ImportError: x"})
+    monkeypatch.setattr(search, "has_libraries", lambda spec: spec.name == "openvino")
+    (fault,) = (one for one in find_faults(site) if one.code == "library-broken")
+    assert fault.stops == ("openvino",)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ def test_bindings_need_their_libraries(tmp_path: Path, product: str, version: st
     assert tensorrt_faults(site, {"LD_LIBRARY_PATH": str(tmp_path)}) == []
 
 
+def test_without_a_gpu_tensorrt_is_only_uninstalled(tmp_path: Path) -> None:
+    install(tmp_path, "tensorrt-rtx-cu13-bindings", "1.7.1.116")
+    site = install(tmp_path, "tensorrt-cu13-bindings", "11.4.0.106")
+    assert only(tensorrt_faults(site, {}, gpu=False), "tensorrt-libs-missing").stops == ("tensorrt-rtx",)
+
+
 def test_libraries_of_another_major_version_are_a_fault(tmp_path: Path) -> None:
     site = install(tmp_path, "tensorrt-cu13-bindings", "11.4.0.106")
     (tmp_path / "libnvinfer.so.10").write_bytes(b"")
