@@ -8,10 +8,9 @@ from typing import Any
 
 from e3d_deploy import __version__, inventory
 from e3d_deploy.doctor.fault import Fault
-from e3d_deploy.doctor.place_faults import telemetry_faults
 from e3d_deploy.doctor.search import find_faults
 from e3d_deploy.files import cache_folder
-from e3d_deploy.libraries import LIBRARIES, pip_install
+from e3d_deploy.libraries import LIBRARIES, SWITCH, pip_install
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 
 __all__ = ["Fault", "examine", "find_faults"]
@@ -60,8 +59,9 @@ def examine(faults: Sequence[Fault] = ()) -> dict[str, Any]:
 
 def contacts() -> str:
     """Describe whom the imported libraries contact: nobody, unless the user switched telemetry on."""
-    on = telemetry_faults(os.environ)
-    return on[0].what if on else "none; the telemetry of ONNX Runtime and OpenVINO is off"
+    if os.environ.get(SWITCH, "1").strip().lower() in ("", "0", "false", "no", "off"):
+        return f"ONNX Runtime may report to Microsoft, because {SWITCH}={os.environ[SWITCH]} is set"
+    return "none; the telemetry of ONNX Runtime and OpenVINO is off"
 
 
 def _cache() -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 CODES = {
-    "python-old": "This version of Python is older than e3d_deploy supports.",
     "e3d-twice": "e3d_deploy is installed in two folders, and Python uses the first.",
     "e3d-shadowed": "Python imports another copy of e3d_deploy than the installed one.",
     "library-broken": "A library is installed but cannot be imported.",
@@ -20,11 +19,8 @@ CODES = {
     "tensorrt-twice": "Several TensorRT packages are installed that replace each other.",
     "tensorrt-libs-missing": "The Python bindings of TensorRT or TensorRT-RTX are installed without their libraries.",
     "tensorrt-version": "The libraries of TensorRT or TensorRT-RTX have another version than the Python bindings.",
-    "tensorrt-system": "`LD_LIBRARY_PATH` contains another TensorRT next to the one that pip installed.",
     "cache-homeless": "The user has no home folder, so engines and chosen backends are not cached.",
     "cache-unwritable": "The cache folder cannot be written, so engines and chosen backends are not cached.",
-    "cache-full": "The disk of the cache folder is too full for an engine.",
-    "telemetry-on": "The telemetry of ONNX Runtime was switched on.",
 }
 """General description of each fault by its code."""
 

@@ -1,30 +1,17 @@
-"""Faults of Python and of the installation of e3d_deploy itself."""
+"""Faults of the installation of e3d_deploy itself."""
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import e3d_deploy
 from e3d_deploy.doctor.fault import Fault
 from e3d_deploy.doctor.site import Installed, Site
 
-OLDEST = (3, 11)
-"""Oldest supported version of Python, as in pyproject.toml."""
 
-
-def python_faults(site: Site, version: tuple[int, int] = sys.version_info[:2]) -> list[Fault]:
-    """Find an old Python, and a second copy of e3d_deploy."""
+def python_faults(site: Site) -> list[Fault]:
+    """Find a second copy of e3d_deploy."""
     found = []
-    if version < OLDEST:
-        needed = ".".join(map(str, OLDEST))
-        found.append(
-            Fault(
-                "python-old",
-                f"Python is {version[0]}.{version[1]}, but e3d_deploy needs {needed} or newer",
-                f"python{needed} -m venv .venv && .venv/bin/pip install e3d_deploy",
-            )
-        )
     copies = [one for one in site.all("e3d_deploy") if not one.is_source]
     if len(copies) > 1:
         folders = " and ".join(str(_package(one).parent) for one in copies)

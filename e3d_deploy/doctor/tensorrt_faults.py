@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +95,6 @@ def _libraries(product: Product, bindings: Installed, libs: Installed | None, fo
         if libs.version != bindings.version:
             what = f"{libs.name} is {libs.version}, but {bindings.name} is {bindings.version}"
             return Fault("tensorrt-version", what, fetch, stops if _major(libs.version) != major else ())
-        if shadow := next((one for one in folders if (Path(one) / needed).exists()), None):
-            what = f"LD_LIBRARY_PATH contains another {needed} in {shadow} next to that of {libs.name} {libs.version}"
-            rest = shlex.quote(os.pathsep.join(one for one in folders if one != shadow))
-            return Fault("tensorrt-system", what, f"export LD_LIBRARY_PATH={rest}")
         return None
     there = _system_majors(product, [*folders, *SYSTEM_FOLDERS])
     if major in there:

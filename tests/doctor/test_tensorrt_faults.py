@@ -27,6 +27,13 @@ def test_a_complete_tensorrt_has_no_fault(complete: Site) -> None:
     assert tensorrt_faults(complete, {}) == []
 
 
+def test_a_library_in_the_search_path_is_no_fault_because_that_of_pip_is_loaded_by_its_path(
+    complete: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "libnvinfer.so.10").write_bytes(b"")
+    assert tensorrt_faults(complete, {"LD_LIBRARY_PATH": str(tmp_path)}) == []
+
+
 def test_packages_for_two_versions_of_cuda_replace_each_other(complete: Site, tmp_path: Path) -> None:
     install(tmp_path, "tensorrt-cu12-bindings", "10.16.0.72")
     fault = only(tensorrt_faults(complete, {}), "tensorrt-twice")
@@ -85,11 +92,3 @@ def test_pip_libraries_of_another_version_are_a_fault(tmp_path: Path, version: s
     fault = only(tensorrt_faults(site, {}), "tensorrt-version")
     assert fault.command == "pip install --force-reinstall --no-deps tensorrt-cu13-libs==11.4.0.106"
     assert fault.stops == stops
-
-
-def test_a_second_library_in_the_search_path_is_a_fault(complete: Site, tmp_path: Path) -> None:
-    (tmp_path / "system").mkdir()
-    (tmp_path / "system" / "libnvinfer.so.11").write_bytes(b"")
-    variables = {"LD_LIBRARY_PATH": f"{tmp_path / 'system'}:/opt/lib"}
-    fault = only(tensorrt_faults(complete, variables), "tensorrt-system")
-    assert fault.command == "export LD_LIBRARY_PATH=/opt/lib"
