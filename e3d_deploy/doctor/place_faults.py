@@ -14,8 +14,8 @@ def cache_faults() -> list[Fault]:
         folder = cache_folder("")
     except FileNotFoundError as error:
         return [Fault("cache-homeless", f"nothing is cached ({error.strerror})", ELSEWHERE)]
-    existing = next(one for one in (folder, *folder.parents) if one.exists())
     try:
+        existing = next(one for one in (folder, *folder.parents) if one.exists())
         with tempfile.TemporaryFile(dir=existing):
             return []
     except OSError as error:

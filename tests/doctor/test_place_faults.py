@@ -1,6 +1,9 @@
 """Faults of the cache folder, and telemetry."""
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -34,6 +37,14 @@ def test_a_cache_folder_that_cannot_be_written_is_a_fault(place: str, monkeypatc
     fault = only(cache_faults(), "cache-unwritable")
     assert fault.what.startswith(f"{place}/e3d_deploy: the cache cannot be written (")
     assert fault.command == ELSEWHERE
+
+
+def test_a_home_folder_of_another_user_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(path: Path, **_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)  # root may look into every folder
+    assert "(Permission denied)" in only(cache_faults(), "cache-unwritable").what
 
 
 @pytest.mark.parametrize(("value", "on"), [("0", True), ("off", True), ("", True), ("1", False), (None, False)])
