@@ -58,13 +58,14 @@ def _major(version: str) -> int:
 def missing_driver_faults(builds: Sequence[GpuBuild]) -> list[Fault]:
     """Return faults if libraries are built for a GPU, on a machine without an NVIDIA driver.
 
-    On a machine with an NVIDIA GPU, the driver is missing; otherwise the libraries are unsuitable.
+    On a machine with an NVIDIA GPU, the driver is missing; otherwise the libraries are unsuitable. Only PyTorch for
+    CUDA is suitable for both, and it is what pip installs under Linux by default.
     """
     wanting = [one for one in builds if one.needs_driver]
     if not wanting:
         return []
     if not has_nvidia_gpu():
-        return [_unsuitable(one) for one in wanting]
+        return [_unsuitable(one) for one in wanting if one.name != "torch"]
     names = " and ".join(f"{one} (CUDA {one.cuda})" for one in wanting)
     verb = "is" if len(wanting) == 1 else "are"
     what = f"{names} {verb} built for a GPU, but there is no NVIDIA driver (libcuda.so.1), so only the CPU is used"
@@ -75,8 +76,6 @@ def _unsuitable(one: GpuBuild) -> Fault:
     what = f"{one} is built for a GPU (CUDA {one.cuda}), but this machine has neither an NVIDIA GPU nor its driver"
     commands = {
         "onnxruntime-gpu": "pip uninstall -y onnxruntime-gpu && pip install onnxruntime",
-        "torch": f"pip uninstall -y torch && pip install torch=={one.version.partition('+')[0]} "
-        "--index-url https://download.pytorch.org/whl/cpu",
         "tensorrt": "pip uninstall -y tensorrt"
         + "".join(f" tensorrt-cu{one.cuda}{part}" for part in ("", "-bindings", "-libs")),
     }
