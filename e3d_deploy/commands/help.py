@@ -71,7 +71,8 @@ def completion(formatter: click.HelpFormatter) -> str:
     """Return how to switch on completion in each shell."""
     formatter.write_text(
         "Completion of commands, options, backends and paths with the Tab key. Add the line of your shell to its "
-        "start-up file, and open a new terminal. bash must be version 4.4 or newer."
+        "start-up file, and open a new terminal. bash must be version 4.4 or newer. If zsh prints `command not found: "
+        "compdef`, put `autoload -Uz compinit && compinit` above the line."
     )
     for shell, (file, line) in SHELLS.items():
         with formatter.section(f"{shell}, in {file}"):

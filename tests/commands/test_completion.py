@@ -50,6 +50,19 @@ def test_the_help_names_the_line_of_each_shell(shell: str) -> None:
     assert f"{COMPLETE}={shell}_source" in line
 
 
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_a_zsh_that_refuses_the_line_is_told_what_must_precede_it() -> None:
+    script, needed = ZshComplete(main, {}, "e3d", COMPLETE).source(), "autoload -Uz compinit && compinit"
+
+    def refusal(lines: str) -> str:
+        return subprocess.run(["zsh", "-f", "-c", lines], capture_output=True, text=True, check=False).stderr
+
+    assert "command not found: compdef" in refusal(script)
+    assert refusal(f"{needed} -D\n{script}") == ""
+    text = " ".join(e3d("help", "completion").stdout.split())
+    assert f"If zsh prints `command not found: compdef`, put `{needed}` above the line." in text
+
+
 def completions(*words: str) -> list[tuple[str, str]]:
     shell = BashComplete(main, {}, "e3d", COMPLETE)
     return [(one.type, one.value) for one in shell.get_completions(list(words[:-1]), words[-1])]
