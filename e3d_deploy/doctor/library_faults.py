@@ -9,17 +9,15 @@ from e3d_deploy.doctor.site import Installed, Site
 from e3d_deploy.libraries import LIBRARIES, Library
 from e3d_deploy.runtime.backends.specs import BACKENDS
 
-UNTRIED = ("lightning", "matplotlib", "onnxscript", "tensorflow")
+UNTRIED = ("lightning", "matplotlib", "onnxscript", "tensorboard", "tensorflow")
 """Modules that are not imported: matplotlib makes a folder in the user's home, and the others take about a second or
 more."""
 ON_GPU = ("tensorrt",)
 """Modules that are imported only if there is an NVIDIA driver, because they may not load without one."""
 NUMPY = Library("numpy", ("numpy",), "", "all backends")
 SYSTEM_PACKAGES = {
-    "libGL.so.1": "libgl1",
     "libgomp.so.1": "libgomp1",
     "libstdc++.so.6": "libstdc++6",
-    "libtbb.so.12": "libtbb12",
     "libz.so.1": "zlib1g",
 }
 """Packages of Debian and Ubuntu that contain libraries which the libraries need."""

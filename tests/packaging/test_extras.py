@@ -7,6 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from e3d_deploy.libraries import LIBRARIES
 from tests.packaging.environments import CONSTRAINTS, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -64,6 +65,11 @@ def test_developers_have_no_library_without_a_constraint() -> None:
     pinned = {canonicalize_name(line.split("==")[0]) for line in CONSTRAINTS.read_text().splitlines() if "==" in line}
     wanted = {canonicalize_name(name) for name in distributions("dev", LINUX)}
     assert wanted - pinned - {"setuptools"} == set()
+
+
+def test_the_doctor_lists_a_library_of_every_extra_that_users_install() -> None:
+    listed = {package for library in LIBRARIES for package in library.packages}
+    assert [extra for extra in EXTRAS if extra != "docs" and not listed & distributions(extra, LINUX)] == []
 
 
 def test_the_docs_list_every_extra_and_no_other() -> None:
