@@ -63,6 +63,15 @@ def test_an_error_that_a_restart_would_repeat_is_not_restarted(path: Path) -> No
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == DEADLY
 
 
+def test_each_unit_writes_to_the_cache_that_is_its_own() -> None:
+    """`DynamicUser=` gives each unit another user, and systemd changes the owner of a shared folder at each start."""
+    services = [unit(path)["Service"] for path in UNITS]
+    folders = [service["CacheDirectory"] for service in services]
+    assert len(set(folders)) == len(UNITS)
+    for path, folder in zip(UNITS, folders, strict=True):
+        assert f"Environment=XDG_CACHE_HOME=%C/{folder}\n" in path.read_text()
+
+
 @pytest.mark.parametrize("installed", UNITS, indirect=True, ids=lambda path: path.name)
 def test_systemd_accepts_a_unit(installed: Path) -> None:
     assert systemd_analyze("verify", "--man=no", "--recursive-errors=no", installed) == ""
