@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 CODES = {
-    "e3d-twice": "e3d_deploy is installed in two folders, and Python uses the first.",
     "e3d-shadowed": "Python imports another copy of e3d_deploy than the installed one.",
     "library-broken": "A library is installed but cannot be imported.",
     "numpy-mismatch": "A library was compiled for another version of NumPy.",

@@ -12,7 +12,7 @@ from e3d_deploy.doctor.gpu_builds import GpuBuild, gpu_builds, has_nvidia_gpu, m
 from e3d_deploy.doctor.library_faults import library_faults, present
 from e3d_deploy.doctor.onnxruntime_faults import PROVIDER, is_gpu_build, provider_faults, twice_faults
 from e3d_deploy.doctor.place_faults import cache_faults
-from e3d_deploy.doctor.python_faults import python_faults
+from e3d_deploy.doctor.shadow_faults import shadow_faults
 from e3d_deploy.doctor.site import Site
 from e3d_deploy.doctor.tensorrt_faults import tensorrt_faults
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
@@ -37,7 +37,7 @@ def find_faults(site: Site | None = None, variables: Mapping[str, str] = os.envi
     if twice and not driver:  # then onnxruntime-gpu is uninstalled in any case
         builds = [one for one in builds if one.name != "onnxruntime-gpu"]
     faults = [
-        *python_faults(site),
+        *shadow_faults(site),
         *twice,
         *tensorrt,
         *library_faults(installed, broken),
