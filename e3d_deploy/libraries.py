@@ -48,7 +48,6 @@ LIBRARIES = (
     Library("tritonclient", ("tritonclient",), "triton", "the client of several Triton servers"),
     Library("matplotlib", ("matplotlib",), "plot", "plots of drift and latency, and the report of e3d demo"),
     Library("tensorboard", ("tensorboard",), "tensorboard", "e3d train --tensorboard"),
-    Library("tritonclient", ("tritonclient",), "triton", "the client of Triton server, e3d_deploy.fleet"),
 )
 GPU = "an NVIDIA GPU and its driver"
 """Requirement of the backends on a GPU."""

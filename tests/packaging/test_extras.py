@@ -70,6 +70,7 @@ def test_developers_have_no_library_without_a_constraint() -> None:
 def test_the_doctor_lists_a_library_of_every_extra_that_users_install() -> None:
     listed = {package for library in LIBRARIES for package in library.packages}
     assert [extra for extra in EXTRAS if extra != "docs" and not listed & distributions(extra, LINUX)] == []
+    assert len({library.module for library in LIBRARIES}) == len(LIBRARIES)
 
 
 def test_the_docs_list_every_extra_and_no_other() -> None:
