@@ -42,13 +42,14 @@ def _module(module: str, installed: Installed) -> str:
 
 
 def library_faults(installed: Mapping[str, Installed], errors: Mapping[str, str]) -> list[Fault]:
-    """Return a fault for each library that cannot be imported.
+    """Return a fault for each library that cannot be imported, or only for NumPy if it is one of them.
 
     Args:
         installed: distributions by module.
         errors: errors of imports by module.
     """
-    return [_fault(module, installed[module], error) for module, error in errors.items()]
+    causes = ("numpy",) if "numpy" in errors else tuple(errors)  # without NumPy, most others do not load
+    return [_fault(module, installed[module], errors[module]) for module in causes]
 
 
 def _fault(module: str, one: Installed, error: str) -> Fault:
