@@ -12,8 +12,8 @@ from e3d_deploy.runtime.backends.specs import BACKENDS
 UNTRIED = ("lightning", "matplotlib", "onnxscript", "tensorboard", "tensorflow")
 """Modules that are not imported: matplotlib makes a folder in the user's home, and the others take about a second or
 more."""
-ON_GPU = ("tensorrt",)
-"""Modules that are imported only if there is an NVIDIA driver, because they may not load without one."""
+ON_GPU = ("cuda.core", "tensorrt")
+"""Modules that are imported only if there is an NVIDIA driver. Without one they are of no use, and may not load."""
 NUMPY = Library("numpy", ("numpy",), "", "all backends")
 SYSTEM_PACKAGES = {
     "libgomp.so.1": "libgomp1",

@@ -102,10 +102,11 @@ def test_pyav_without_h264_is_a_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     assert fault.stops == ()
 
 
-def test_the_bindings_of_tensorrt_are_imported_only_with_a_driver(tmp_path: Path) -> None:
+def test_libraries_for_a_gpu_are_imported_only_with_a_driver(tmp_path: Path) -> None:
+    install(tmp_path, "cuda-core", "1.2.2")
     site = install(tmp_path, "tensorrt-cu13-bindings", "11.4.0.106")
     assert present(site, driver=False) == {}
-    assert list(present(site, driver=True)) == ["tensorrt_bindings"]
+    assert set(present(site, driver=True)) == {"cuda.core", "tensorrt_bindings"}
 
 
 def test_damaged_metadata_hide_only_their_own_library(tmp_path: Path) -> None:
