@@ -83,6 +83,26 @@ def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str) -> bytes:
     return png(figure)
 
 
+def follow(watch: Watch, alarm: Alarm, output: Path) -> None:
+    """Write a line for each picture and print the events; draw the plot at the end, also after an error."""
+    begin, points = datetime.now().astimezone(), deque[tuple[float, float]](maxlen=KEPT)
+    try:
+        with (output / "pictures.jsonl").open("a", buffering=1) as lines:
+            for seen in watch:
+                now, recorded_s = datetime.now().astimezone(), None if watch.feed.is_live else seen.arrival.time_s
+                time_s = (now - begin).total_seconds() if recorded_s is None else recorded_s
+                event = alarm.check(seen, time_s)
+                points.append((time_s, np.nan if seen.novelty is None else seen.novelty))
+                line = {"clock": now.isoformat(), "index": seen.arrival.index, "time_s": time_s}
+                print(json.dumps(line | {"novelty": seen.novelty, "event": event and event.number}), file=lines)
+                if event and event.begin_s == time_s:
+                    click.echo(f"event {event.number}: {now:%F %T}, {time_s:.1f} s, novelty {seen.novelty:.1f}")
+    finally:
+        if points:
+            write_file(output / "novelty.png", draw(points, alarm, f"{watch.name}, {begin:%F %T}"))
+            click.echo(f"events: {alarm.count}, plot: {output / 'novelty.png'}")
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
@@ -90,29 +110,14 @@ def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str) -> bytes:
 @click.option("--threshold", type=float, help="Novelty above which a picture is unusual.  [default: learned]")
 def main(bundle: Path, source: str, output: Path, threshold: float | None) -> None:
     """Watch SOURCE, which is a video, a camera (/dev/video0) or an address (rtsp://), with a bundle."""
-    begin, alarm = datetime.now().astimezone(), Alarm(threshold)
-    points = deque[tuple[float, float]](maxlen=KEPT)
     try:
         with e3d.load(bundle) as predictor, Watch(predictor, source, notify=click.echo) as watch:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: watch.stop())
             output.mkdir(parents=True, exist_ok=True)
-            with (output / "pictures.jsonl").open("a", buffering=1) as lines:
-                for seen in watch:
-                    now, recorded_s = datetime.now().astimezone(), None if watch.feed.is_live else seen.arrival.time_s
-                    time_s = (now - begin).total_seconds() if recorded_s is None else recorded_s
-                    event = alarm.check(seen, time_s)
-                    points.append((time_s, np.nan if seen.novelty is None else seen.novelty))
-                    line = {"clock": now.isoformat(), "index": seen.arrival.index, "time_s": time_s}
-                    print(json.dumps(line | {"novelty": seen.novelty, "event": event and event.number}), file=lines)
-                    if event and event.begin_s == time_s:
-                        click.echo(f"event {event.number}: {now:%F %T}, {time_s:.1f} s, novelty {seen.novelty:.1f}")
+            follow(watch, Alarm(threshold), output)
     except (e3d.E3DError, OSError) as error:
         sys.exit(f"Error: {error}")
-    finally:
-        if points:
-            write_file(output / "novelty.png", draw(points, alarm, f"{watch.name}, {begin:%F %T}"))
-            click.echo(f"events: {alarm.count}, plot: {output / 'novelty.png'}")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,17 @@ def test_an_output_that_is_a_file_is_an_error(exported: Path, tmp_path: Path) ->
     assert str(film) in err.splitlines()[-1]
 
 
+def test_a_plot_that_cannot_be_written_is_an_error_and_the_lines_stay(exported: Path, tmp_path: Path) -> None:
+    film = film_with_event(tmp_path / "film.mp4")
+    (tmp_path / "watch" / "novelty.png").mkdir(parents=True)
+    with start_app(exported / "tiny.e3d", film, tmp_path / "watch") as app:
+        _, err = app.communicate(timeout=120)
+    assert app.returncode == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert len(lines_in(tmp_path / "watch")) == 150
+
+
 @pytest.mark.slow
 def test_a_camera_that_is_lost_leaves_its_lines_and_the_plot(exported: Path, tmp_path: Path, start: Any) -> None:
     sends = rtsp(30)
