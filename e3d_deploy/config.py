@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, ClassVar, Literal, get_args
 
 from e3d_deploy.errors import ConfigError
@@ -164,6 +165,19 @@ def _check_whole(name: str, value: object) -> None:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number")
 
 
+def _check_type(name: str, kind: Any, value: object) -> None:
+    """Check a number or a flag against the type of its field."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:
+        return
+    if int in kinds:
+        _check_whole(name, value)
+    elif float in kinds and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise ConfigError(f"{name}: got {value!r}, expected a number")
+    elif bool in kinds and not isinstance(value, bool):
+        raise ConfigError(f"{name}: got {value!r}, expected true or false")
+
+
 Loss = Literal["mean", "sum"]
 Optimizer = Literal["adamw", "adam", "muon", "released-adam"]
 Schedule = Literal["cosine", "onecycle", "constant"]
@@ -284,6 +298,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
+        for field in dataclasses.fields(self):
+            _check_type(field.name, field.type, getattr(self, field.name))
         for name in (*at_least_1, "validate_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 1 or more")

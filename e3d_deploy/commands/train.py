@@ -114,7 +114,8 @@ PART_OF = {
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Return the configurations of a new run and the other arguments of `training.train.train`."""
     values = {**DEFAULTS, **given}
-    model, config = configs(**values)
+    fields = fields_of(ModelConfig, values) | fields_of(TrainConfig, values)
+    model, config = configs(values["preset"], values["recipe"], **fields)
     _check_used(given, config, TrainConfig.of_recipe(values["recipe"]))
     return model, config, _call(values)
 

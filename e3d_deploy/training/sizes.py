@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
+from e3d_deploy.errors import ConfigError
 
 MAX_PATCHES = 1024
 """Maximum number of patches per frame with a suggested patch size. The work of recall grows with the square of this
@@ -16,8 +17,16 @@ def configs(preset: str, recipe: str = "modern", **changes: Any) -> tuple[ModelC
     """Return the configurations of a preset and a recipe.
 
     Args:
-        changes: fields of `ModelConfig` and `TrainConfig` to set; other names are ignored.
+        changes: fields of `ModelConfig` and `TrainConfig` to set.
+
+    Raises:
+        ConfigError: the preset, the recipe or a field is unknown, or a value is invalid.
     """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
+    known = fields_of(ModelConfig, changes) | fields_of(TrainConfig, changes)
+    for name in changes.keys() - known.keys():
+        raise ConfigError(f"{name}: is no field of ModelConfig or TrainConfig; check its spelling")
     values = {**PRESETS[preset], **changes}
     model = ModelConfig(**fields_of(ModelConfig, values))
     return model, TrainConfig.of_recipe(recipe, **fields_of(TrainConfig, values))

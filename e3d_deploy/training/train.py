@@ -159,6 +159,11 @@ def train(
         ClipError, ShapeError: a source cannot be used for training or validation.
         BackendUnavailable: TensorBoard logs are requested and TensorBoard is not installed.
     """
+    for name, given, kind in (("model_config", model_config, ModelConfig), ("config", config, TrainConfig)):
+        if not isinstance(given, kind):
+            raise ConfigError(f"{name}: got {given!r}, expected {kind.__name__}")
+    if isinstance(data, str) or not all(isinstance(one, list | tuple) and len(one) == 2 for one in data):
+        raise ConfigError(f"data: got {data!r}, expected a list of sources and their shares, such as [('clips/', 1.0)]")
     machine, run = machine or Machine(), check_path("run", run)
     initial = None if initial is None else check_path("initial", initial)
     digits = None if digits is None else check_path("digits", digits)
