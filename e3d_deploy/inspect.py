@@ -187,8 +187,11 @@ class BundleContents:
         )
 
 
-def inspect(path: str | Path) -> ModelContents | BundleContents:
+def inspect(path: Bundle | str | Path) -> ModelContents | BundleContents:
     """Read the contents of a bundle or a model file.
+
+    Args:
+        path: bundle, opened or as its path, or model file.
 
     Raises:
         BundleError, CheckpointError: The path is neither a bundle nor a model file, or is damaged.

@@ -5,7 +5,7 @@ import re
 from importlib import import_module
 from typing import Any, Literal
 
-from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.interrupts import INDIVISIBLE
 from e3d_deploy.libraries import GPU, extra_of, is_stub, pip_install
 
@@ -31,7 +31,10 @@ def library(target: Target) -> Any:
 
     Raises:
         BackendUnavailable: The library is not installed, or cannot be loaded on this machine.
+        ConfigError: There is no such target.
     """
+    if target not in MODULES:
+        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(MODULES)}")
     reasons = []
     for name in MODULES[target]:
         if is_stub(name):

@@ -203,11 +203,34 @@ def test_the_import_needs_no_library() -> None:
         (lambda: api.benchmark("a.e3d", repeats=1), "repeats: got 1, expected a whole number of 5 or more"),
         (lambda: api.benchmark("a.e3d", seconds=float("nan")), "seconds: got nan"),
         (lambda: api.benchmark("a.e3d", streams=[0]), "streams: got 0"),
-        (lambda: api.evaluate(3), "path: got 3"),  # type: ignore[arg-type]
+        (lambda: api.evaluate(3), "model: got 3"),  # type: ignore[arg-type]
         (lambda: api.evaluate("a.e3d", convention="mine"), "convention: got 'mine'"),  # type: ignore[arg-type]
         (lambda: api.evaluate_streaming(3), "model: got 3"),  # type: ignore[arg-type]
         (lambda: api.verify("none.e3d"), "no such"),
-        (lambda: api.benchmark("none.e3d", "torch"), "backends: got the text 'torch', expected a list"),
+        (lambda: api.benchmark("none.e3d", "torch"), "backends: got 'torch', expected a list"),
+        (lambda: api.benchmark("none.e3d", streams=4), "streams: got 4, expected a list"),  # type: ignore[arg-type]
+        (lambda: api.benchmark("none.e3d", latency_goal_ms="33ms"), "latency_goal_ms: got '33ms'"),  # type: ignore[arg-type]
+        (lambda: api.benchmark("none.e3d", latency_goal_ms=33, fps=0), "fps: got 0, expected a finite number above 0"),
+        (lambda: api.benchmark("none.e3d", baseline="a.json", tolerance=-1), "tolerance: got -1"),
+        (lambda: api.evaluate("a.e3d", split="trian"), "split: got 'trian', expected one of train, valid, test"),  # type: ignore[arg-type]
+        (lambda: api.evaluate_streaming("a.e3d", split="all"), "split: got 'all'"),  # type: ignore[arg-type]
+        (lambda: api.evaluate_streaming("a.e3d", renewals="none"), "renewals: got 'none', expected a list"),
+        (lambda: api.evaluate_streaming("a.e3d", ages=["5"]), "ages: got '5'"),  # type: ignore[list-item]
+        (lambda: api.predict("a.e3d", "clip.npy", resample="5"), "resample: got '5'"),  # type: ignore[arg-type]
+        (lambda: api.FeedOptions(queue_length="3"), "queue_length: got '3'"),  # type: ignore[arg-type]
+        (lambda: api.FeedOptions(silence_s=None), "silence_s: got None"),  # type: ignore[arg-type]
+        (lambda: api.FeedOptions(attempts=1.5), "attempts: got 1.5"),  # type: ignore[arg-type]
+        (lambda: api.Watch("a.e3d", "film.mp4"), "predictor: got 'a.e3d'"),  # type: ignore[arg-type]
+        (lambda: api.write_repository("a.e3d", "models"), "bundles: got 'a.e3d', expected a list"),
+        (lambda: api.write_repository(["none.e3d"], "models"), "no such"),
+        (lambda: api.configs("smal"), "preset: got 'smal', expected one of tiny"),
+        (lambda: api.configs("tiny", horizont=20), "horizont: is no field"),
+        (lambda: api.TrainConfig(steps="4"), "steps: got '4', expected a whole number"),  # type: ignore[arg-type]
+        (lambda: api.TrainConfig(steps=4.5), "steps: got 4.5, expected a whole number"),  # type: ignore[arg-type]
+        (lambda: api.TrainConfig(learning_rate="1"), "learning_rate: got '1', expected a number"),  # type: ignore[arg-type]
+        (lambda: api.TrainConfig(average=1), "average: got 1, expected true or false"),  # type: ignore[arg-type]
+        (lambda: api.train({}, {}, "run"), "model_config: got {}, expected ModelConfig"),  # type: ignore[arg-type]
+        (lambda: api.train(api.ModelConfig(), api.TrainConfig(), "run", data="clips/"), "data: got 'clips/', expected"),  # type: ignore[arg-type]
         (lambda: api.inspect_data(3, api.Form(image_size=(8, 8), channels=1)), "source: got 3"),  # type: ignore[arg-type]
         (lambda: api.join_parts("parts", "a.safetensors"), "parts: got 'parts', expected a list"),
         (lambda: api.train(api.ModelConfig(), api.TrainConfig(), 3), "run: got 3"),  # type: ignore[arg-type]
@@ -220,6 +243,28 @@ def test_the_import_needs_no_library() -> None:
 def test_a_wrong_argument_raises_an_error_of_the_library(call: Callable[[], object], named: str) -> None:
     with pytest.raises(api.E3DError, match=named):
         call()
+
+
+def test_an_unknown_target_or_backend_is_an_error_that_lists_the_known_ones(exported: Path) -> None:
+    with pytest.raises(api.ConfigError, match="target: got 'tensorrt-rx', expected one of tensorrt"):
+        api.build(exported / "tiny.e3d", "tensorrt-rx")  # type: ignore[arg-type]
+    with pytest.raises(api.ConfigError, match=r"backend: got \['openvino'\], expected one of auto"):
+        api.verify(exported / "tiny.e3d", ["openvino"])  # type: ignore[arg-type]
+    with pytest.raises(api.ConfigError, match=r"^threads: got '2', expected a whole number"):
+        api.verify(exported / "tiny.e3d", threads="2")  # type: ignore[arg-type]
+
+
+def test_an_opened_bundle_is_accepted_wherever_its_path_is(exported: Path, tmp_path: Path) -> None:
+    bundle, clip = api.Bundle.open(exported / "tiny.e3d"), exported / "clip.npy"
+    for function in (api.load, api.open_predictor):
+        with function(bundle, "onnxruntime") as predictor:
+            assert predictor.identity == bundle.identity
+    by_path = api.predict(bundle.path, clip, backend="onnxruntime", context_length=4, horizon=1)
+    by_value = api.predict(bundle, clip, backend="onnxruntime", context_length=4, horizon=1)
+    np.testing.assert_array_equal(by_value.frames, by_path.frames)
+    assert isinstance(api.inspect(bundle), api.BundleContents)
+    (model,) = api.write_repository([bundle], str(tmp_path / "models"))
+    assert model.bundle is bundle
 
 
 @pytest.fixture
@@ -248,7 +293,8 @@ def test_a_program_gets_from_training_to_an_archive_with_engines(clips: Path, tm
     assert verified.passed in (True, None), "two steps of training may leave nothing to compare"
     assert verified.to_json()["backend"] == "onnxruntime"
 
-    evaluated = api.evaluate(bundle, clips, split="train", backend="onnxruntime")
+    evaluated = api.evaluate(api.Bundle.open(bundle), clips, split="train", backend="onnxruntime")
+    assert evaluated.model == str(folder / "a.e3d")
     assert evaluated.results.context_length == 4
     assert evaluated.results.overall("openstl", "mse") > 0
 

@@ -90,6 +90,10 @@ class Bundle:
         assert bundle is not None
         return bundle
 
+    def __fspath__(self) -> str:
+        """Return the path of the folder, so that a bundle can be given wherever its path can."""
+        return str(self.path)
+
     @classmethod
     def of(cls, bundle: "Bundle | str | Path") -> "Bundle":
         """Return an opened bundle unchanged, or open the bundle in a folder as `open` does.

@@ -46,7 +46,7 @@ class Selection:
             raise ConfigError("every, resample: got both, expected at most one; omit one")
         if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
             raise ConfigError(f"every: got {self.every!r}, expected a whole number of at least 1; 1 selects all frames")
-        if self.resample is not None and not 0 < self.resample <= MAX_RATE:
+        if self.resample is not None and not (isinstance(self.resample, int | float) and 0 < self.resample <= MAX_RATE):
             raise ConfigError(
                 f"resample: got {self.resample!r}, expected frames per second above 0 and up to {MAX_RATE:g}"
             )

@@ -1,15 +1,27 @@
 """Divide clips into splits, by clip or by time. Needs no PyTorch."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from e3d_deploy.data.storage import Clip, Part
+from e3d_deploy.errors import ConfigError
 
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 SEED = 0
 """Seed of the only shuffle; a constant, so that every run holds out the same clips."""
+
+
+def check_split(split: Split) -> None:
+    """Check the name of a split.
+
+    Raises:
+        ConfigError: no split has this name.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
 
 
 def members_of(split: Split, count: int) -> list[int]:
@@ -35,6 +47,6 @@ def by_time(split: Split, clips: Sequence[Clip], *, length: int) -> list[Clip] |
         ends = [0, T * 8 // 10, T * 9 // 10, T]
         if min(np.diff(ends)) < length:
             return None
-        number = ("train", "valid", "test").index(split)
+        number = SPLITS.index(split)
         parts.append(Part(clip, ends[number], ends[number + 1] - ends[number]))
     return parts

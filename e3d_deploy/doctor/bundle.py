@@ -32,11 +32,12 @@ class BundleReport:
 
 
 def examine_bundle(
-    path: Path, *, fps: float, threads: int | None = None, again: bool = False, progress: Notify = silent
+    path: Bundle | str | Path, *, fps: float, threads: int | None = None, again: bool = False, progress: Notify = silent
 ) -> BundleReport:
     """Select a backend for a bundle, and measure how many streams it steps in real time.
 
     Args:
+        path: bundle, opened or as the path of its folder.
         fps: frame rate of each stream (frames/s). Streams hold it if the 99th percentile of the time of a round is at
             most the time between two frames.
         threads: CPU threads within a step; None leaves the number to the library.
@@ -47,7 +48,7 @@ def examine_bundle(
         BundleError: the bundle is damaged, incomplete or too new.
     """
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    bundle = Bundle.open(path)
+    bundle = Bundle.of(path)
     backend, choice = choose(bundle, threads=threads, again=again)
     try:
         goal = LatencyGoal(p99_ms=1000 / fps, fps=fps)

@@ -9,6 +9,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Ended, Feed, FeedOptions
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
+from e3d_deploy.errors import ConfigError
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.observation import Observation, observe
 from e3d_deploy.live.worker import WAIT_S, needed_bytes
@@ -60,7 +61,7 @@ class Watch:
         reset_on_cut: reset the state before a picture that begins a new scene.
 
     Raises:
-        ConfigError: `horizon` or `renewal` is invalid.
+        ConfigError: `predictor`, `horizon` or `renewal` is invalid.
         ConfigError, ClipError, SourceLost, ShapeError, BackendUnavailable: see `open_feed`.
         ResourceLimit: the forecasts of a horizon need more than the free memory.
     """
@@ -77,6 +78,8 @@ class Watch:
         selection: Selection = ALL,
         notify: Notify = log.warning,
     ) -> None:
+        if not isinstance(predictor, Predictor):
+            raise ConfigError(f"predictor: got {predictor!r}, expected a predictor, such as `load` returns")
         horizon = check_count("horizon", horizon)
         check_memory(f"horizon {horizon}", needed_bytes(predictor.config, horizon), "give a smaller horizon")
         stream = predictor.stream(renewal=renewal)

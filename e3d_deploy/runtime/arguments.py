@@ -3,6 +3,7 @@
 import math
 import operator
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from e3d_deploy.errors import ConfigError, StreamError
@@ -35,6 +36,36 @@ def check_counts(*, least: int = 1, **values: Any) -> None:
     for name, value in values.items():
         if value is not None:
             check_count(name, value, least=least)
+
+
+def check_list(name: str, value: Any) -> None:
+    """Refuse a text, and a value that is not a sequence.
+
+    Raises:
+        ConfigError: `value` is not a list, a tuple or another sequence.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name}: got {value!r}, expected a list, such as [{value!r}]")
+
+
+def check_number(name: str, value: Any, *, least: float | None = None) -> float:
+    """Return `value` as a float; a bool is not accepted.
+
+    Args:
+        name: name of the argument, for the error.
+        least: smallest accepted value; None accepts all numbers above 0.
+
+    Raises:
+        ConfigError: `value` is not a finite number, or is too small.
+    """
+    try:
+        number = float(value) if not isinstance(value, bool | str | bytes) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (number <= 0 if least is None else number < least):
+        expected = "above 0" if least is None else f"of {least:g} or more"
+        raise ConfigError(f"{name}: got {value!r}, expected a finite number {expected}")
+    return number
 
 
 def check_ms(name: str, value: Any) -> float | None:

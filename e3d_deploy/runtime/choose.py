@@ -20,7 +20,7 @@ from e3d_deploy.inventory import machine, version_of
 from e3d_deploy.libraries import LIBRARIES
 from e3d_deploy.runtime.aged import advance, aged_stream
 from e3d_deploy.runtime.backends.protocol import Backend
-from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.registry import check_threads, open_backend
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, REFERENCE_BACKEND, candidates, find
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import default_renewal
@@ -80,8 +80,10 @@ def choose(bundle: Bundle | str | Path, *, threads: int | None = None, again: bo
 
     Raises:
         BackendUnavailable: no candidate is installed, or no candidate agrees with the reference clip.
+        ConfigError: `threads` is invalid.
     """
     bundle = Bundle.of(bundle)
+    threads = check_threads(threads)
     file = _choice_file(bundle, threads)
     kept = None if again or file is None else _read(file)
     if kept is not None:

@@ -43,10 +43,11 @@ T = TypeVar("T")
 
 
 @translated_errors()
-def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
-    """Load the bundle in `path` on a backend.
+def load(path: Bundle | str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
+    """Load a bundle on a backend.
 
     Args:
+        path: bundle, opened or as the path of its folder.
         backend: name of a backend, or a backend object of your own. `auto` selects the fastest installed backend that
             reproduces the recorded outputs of PyTorch on the first frames of the reference clip. `choose` describes
             the rule, and `e3d doctor --bundle` shows the selected backend and the reasons.
@@ -59,13 +60,16 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         ConfigError: `path`, `backend` or `threads` is invalid.
         ResourceLimit: there is not enough memory, or the stack of this thread is too small for a step.
     """
-    path, threads = check_path("path", path), check_threads(threads)
+    threads = check_threads(threads)
+    bundle = path if isinstance(path, Bundle) else check_path("path", path)
     check_stack()
     if not isinstance(backend, str):
         check_backend(backend)
-    bundle = Bundle.open(path)
+    bundle = Bundle.of(bundle)
     if bundle.batch != 1:
-        raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
+        raise BundleError(
+            f"{bundle.path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams"
+        )
     if backend == "auto":
         from e3d_deploy.runtime.choose import choose  # imported here because a named backend does not need it
 

@@ -10,7 +10,9 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.pack import copy_bundle
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import check_writable, naming, swap, workspace
+from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent, within
+from e3d_deploy.runtime.arguments import check_list
 from e3d_deploy.tensorrt_library import Target
 from e3d_deploy.triton import contract, implicit
 from e3d_deploy.triton.config import Flavour, Message, Serving, python_config, renewal_of, text_of
@@ -50,8 +52,8 @@ class Model:
 
 
 def write_repository(
-    bundles: Sequence[Bundle],
-    output: Path,
+    bundles: Sequence[Bundle | str | Path],
+    output: str | Path,
     *,
     flavours: Sequence[Flavour] = ("python",),
     name: str | None = None,
@@ -65,6 +67,7 @@ def write_repository(
     The repository appears under its name only when it is complete.
 
     Args:
+        bundles: bundles, opened or as the paths of their folders.
         name: name of the model of the only bundle; None makes the names from the names of the bundles.
         engines: include the TensorRT plans in the bundles of the flavour `python`.
         overwrite: replace an existing repository.
@@ -75,9 +78,12 @@ def write_repository(
             or it contains something that `e3d pack` did not write), is inside a bundle, or contains a bundle.
         BundleError: a flavour cannot serve a bundle.
     """
-    named = named_models(bundles, flavours, name)
-    _check_apart(output, bundles)
-    _check_batches(bundles)
+    for what, given in (("bundles", bundles), ("flavours", flavours)):
+        check_list(what, given)
+    output, opened = check_path("output", output), [Bundle.of(bundle) for bundle in bundles]
+    named = named_models(opened, flavours, name)
+    _check_apart(output, opened)
+    _check_batches(opened)
     with _new_repository(output, overwrite=overwrite) as folder:
         models = []
         for model_name, (bundle, flavour) in named.items():

@@ -1,6 +1,5 @@
 """Benchmark of a bundle: opens the backends, times them, counts streams and compares with an earlier run."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +22,7 @@ from e3d_deploy.measure.tasks import Pictures, check_what
 from e3d_deploy.measure.timing import REPEATS
 from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent
-from e3d_deploy.runtime.arguments import check_count, check_counts
+from e3d_deploy.runtime.arguments import check_count, check_counts, check_list, check_number
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.shipped import extracted
 from e3d_deploy.workflows.opening import folder_of
@@ -77,19 +76,22 @@ def benchmark(
         ConfigError: an argument is invalid.
     """
     check_counts(repeats=repeats, least=5)
+    for name, given in (("backends", backends), ("what", what), ("streams", streams)):
+        check_list(name, given)
     for count in streams:
         check_count("streams", count)
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"seconds: got {seconds!r}, expected a finite number above 0")
+    check_number("seconds", seconds)
+    for name, number in (("latency_goal_ms", latency_goal_ms), ("fps", fps)):
+        if number is not None:
+            check_number(name, number)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, least=0)
     if fps is not None and latency_goal_ms is None:
         raise ConfigError("--fps requires --latency-goal; give both, or neither")
     if tolerance is not None and baseline is None:
         raise ConfigError("--tolerance requires --baseline; give both, or neither")
-    if renewal is not None and not ("stream" in what or streams or latency_goal_ms):
+    if renewal is not None and not ("stream" in what or streams or latency_goal_ms is not None):
         raise ConfigError("--renewal requires --what stream, --streams or --latency-goal; give one of them too")
-    for name, given in (("backends", backends), ("what", what)):
-        if isinstance(given, str):
-            raise ConfigError(f"{name}: got the text {given!r}, expected a list of names, such as [{given!r}]")
     baseline = None if baseline is None else check_path("baseline", baseline)
     picture = None if picture is None else check_path("picture", picture)
     check_picture(picture, folder_of(bundle), baseline)

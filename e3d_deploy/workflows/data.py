@@ -4,7 +4,7 @@ from pathlib import Path
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.inspect import DataContents, contact_sheet, describe, open_splits
-from e3d_deploy.data.splits import Split
+from e3d_deploy.data.splits import Split, check_split
 from e3d_deploy.files import write_file
 from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, silent
@@ -36,9 +36,10 @@ def inspect_data(
     Raises:
         ClipError, ShapeError: the split cannot be read.
         BackendUnavailable: the library for videos and pictures is missing.
-        ConfigError: the picture is an input, or cannot be written.
+        ConfigError: an argument is invalid, or the picture is an input or cannot be written.
     """
     check_counts(length=length)
+    check_split(split)
     text = check_source("source", source)
     picture = None if picture is None else check_path("picture", picture)
     check_picture(picture, text)

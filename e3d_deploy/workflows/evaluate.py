@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.data.datasets import GENERATED, check_read, evaluation_data, warn_of_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection
-from e3d_deploy.data.splits import Split
+from e3d_deploy.data.splits import Split, check_split
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.evaluation import Evaluation
 from e3d_deploy.evaluation import evaluate as measure
@@ -49,7 +50,7 @@ class EvaluationReport:
 
 
 def evaluate(
-    model: str | Path,
+    model: Bundle | str | Path,
     data: str | Path = GENERATED,
     *,
     split: Split = "test",
@@ -72,7 +73,7 @@ def evaluate(
     """Compare forecasts with the truth and with two baselines.
 
     Args:
-        model: bundle, model file or third-party checkpoint.
+        model: bundle, opened or as its path; model file or third-party checkpoint.
         data: `moving-mnist`, a file or a folder.
         split: split of the data, if it has splits.
         context_length, horizon: numbers of context frames and of predicted frames; None for the lengths of the model.
@@ -95,10 +96,12 @@ def evaluate(
         ConfigError: an argument is invalid, or the output path is an input or exists.
         BundleError, CheckpointError, BackendUnavailable: the model cannot be opened; see `open_predictor`.
     """
-    data, selection = check_source("data", data), Selection(every=every, resample=resample)
+    path, data = check_path("model", model), check_source("data", data)
+    selection = Selection(every=every, resample=resample)
+    check_split(split)
     check_counts(samples=samples, least=0)
     check_counts(context_length=context_length, horizon=horizon, most=most)
-    output = check_inputs(model, data, output, lpips_weights, layout=layout, skip_bad=skip_bad)
+    output = check_inputs(path, data, output, lpips_weights, layout=layout, skip_bad=skip_bad)
     conventions = _conventions(convention, lpips_weights)
     with ExitStack() as stack:
         folder = None if output is None else stack.enter_context(new_folder(output))
@@ -129,14 +132,14 @@ def evaluate(
             conventions=conventions,
             each=each,
         )
-        found = EvaluationReport(model=str(model), identity=predictor.identity, data=data, split=split, results=results)
+        found = EvaluationReport(model=str(path), identity=predictor.identity, data=data, split=split, results=results)
         if folder is not None:
             write_report(folder, results, found.about)
     return found
 
 
 def check_inputs(
-    model: str | Path,
+    model: Path,
     data: str,
     output: str | Path | None,
     *read: str | Path | None,
@@ -153,7 +156,7 @@ def check_inputs(
     if output is None:
         return None
     output = check_path("output", output)
-    check_apart(output, data, check_path("model", model), *read, holds_clips=True)
+    check_apart(output, data, model, *read, holds_clips=True)
     import matplotlib.figure  # noqa: F401 (fail before the measurement if it is missing)
 
     return output

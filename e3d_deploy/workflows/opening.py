@@ -20,7 +20,7 @@ THIRD_PARTY = (".ckpt", ".pth", ".pt")
 
 
 def open_predictor(
-    path: str | Path,
+    path: runtime.Bundle | str | Path,
     backend: str = "auto",
     *,
     threads: int | None = None,
@@ -31,7 +31,7 @@ def open_predictor(
     Model files and checkpoints run on PyTorch.
 
     Args:
-        path: bundle, model file or checkpoint.
+        path: bundle, opened or as its path; model file or checkpoint.
         backend: name of a backend, or `auto`.
         threads: CPU threads of a step; None leaves the number to the library.
         importing: options of `import_checkpoint`; None refuses third-party checkpoints.
@@ -42,6 +42,7 @@ def open_predictor(
         BackendUnavailable: the library of the backend is not installed.
         ConfigError: the backend, the threads or the import options do not apply to this path.
     """
+    bundle = path if isinstance(path, runtime.Bundle) else None
     path = check_path("path", path)
     is_third_party = path.suffix in THIRD_PARTY or index_of(path).exists() or is_foreign(path)
     if is_third_party and importing is None and (path.is_file() or index_of(path).exists()):
@@ -64,7 +65,7 @@ def open_predictor(
         return _of_model(path, threads)
     if threads is not None and backend != "auto" and find(backend).device == "gpu":
         raise ConfigError(f"threads: {backend} runs on the GPU and has no setting for threads; leave --threads out")
-    return runtime.load(path, backend, threads=threads)
+    return runtime.load(bundle or path, backend, threads=threads)
 
 
 def folder_of(bundle: runtime.Bundle | str | Path) -> Path:

@@ -20,7 +20,7 @@ from e3d_deploy.measure.forecasts import Forecasts, forecast_clip, needed_bytes,
 from e3d_deploy.memory import check_memory
 from e3d_deploy.paths import check_path
 from e3d_deploy.progress import Notify, silent, within
-from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.workflows.opening import open_predictor
 from e3d_deploy.workflows.places import check_apart
@@ -30,7 +30,7 @@ LESS = "give a smaller --horizon, or fewer clips"
 
 
 def predict(
-    model: str | Path,
+    model: Bundle | str | Path,
     clip: str | Path | NDArray[Any],
     output: str | Path | None = None,
     *,
@@ -50,7 +50,7 @@ def predict(
     """Forecast the frames that follow the context of each clip.
 
     Args:
-        model: bundle or model file.
+        model: bundle, opened or as its path, or model file.
         clip: video, picture, array file or folder; or the pictures of one clip, uint8 or float in [0, 1],
             [T, H, W, C].
         output: file to write, which is replaced (`.npz`, `.mp4` or `.gif`), or a new folder for pictures; None writes

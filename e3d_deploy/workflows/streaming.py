@@ -2,25 +2,26 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e3d_deploy import plots
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.card import Decay
 from e3d_deploy.data.datasets import GENERATED, decay_data, warn_of_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection
-from e3d_deploy.data.splits import Split
+from e3d_deploy.data.splits import Split, check_split
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.evaluation.renewals import Comparison, compare_renewals
 from e3d_deploy.evaluation.streaming import decay_ages, measure_decay, record_with_model
 from e3d_deploy.files import new_folder
 from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, silent
-from e3d_deploy.runtime.arguments import check_counts
+from e3d_deploy.runtime.arguments import check_count, check_counts, check_list
 from e3d_deploy.workflows.evaluate import check_inputs
 from e3d_deploy.workflows.opening import THIRD_PARTY, index_of, open_predictor
 
@@ -59,7 +60,7 @@ class StreamingReport:
 
 
 def evaluate_streaming(
-    model: str | Path,
+    model: Bundle | str | Path,
     data: str | Path = GENERATED,
     *,
     split: Split = "test",
@@ -71,7 +72,7 @@ def evaluate_streaming(
     backend: str = "auto",
     threads: int | None = None,
     most: int | None = None,
-    ages: Iterable[int] | None = None,
+    ages: Sequence[int] | None = None,
     renewals: Sequence[str] = RENEWALS,
     record: bool = False,
     output: str | Path | None = None,
@@ -96,12 +97,18 @@ def evaluate_streaming(
         ClipError, ShapeError, SourceLost: the data cannot be read, or do not fit the model.
         BundleError, CheckpointError, BackendUnavailable: the model cannot be opened; see `open_predictor`.
     """
-    model, data = check_path("model", model), check_source("data", data)
+    path, data = check_path("model", model), check_source("data", data)
     selection = Selection(every=every, resample=resample)
+    check_split(split)
+    check_list("renewals", renewals)
+    if ages is not None:
+        check_list("ages", ages)
+        for age in ages:
+            check_count("ages", age)
     check_counts(context_length=context_length, horizon=horizon, most=most)
-    output = check_inputs(model, data, output, layout=layout, skip_bad=skip_bad)
+    output = check_inputs(path, data, output, layout=layout, skip_bad=skip_bad)
     if record:
-        check_record(model)
+        check_record(path)
     with ExitStack() as stack:
         folder = None if output is None else stack.enter_context(new_folder(output))
         predictor = stack.enter_context(open_predictor(model, backend, threads=threads, importing=importing or {}))
@@ -109,7 +116,7 @@ def evaluate_streaming(
         window = predictor.card.window
         if record and window is not None and context_length != window.context_length:
             raise ConfigError(
-                f"{model}: --record: got --context {context_length}, expected {window.context_length} as in training; "
+                f"{path}: --record: got --context {context_length}, expected {window.context_length} as in training; "
                 "leave --context or --record out"
             )
         asked = decay_ages(context_length, ages)
@@ -138,9 +145,9 @@ def evaluate_streaming(
         except ClipError as error:  # the clips are too short
             missing = str(error)
         if record:
-            record_with_model(model, predictor.identity, decay)
+            record_with_model(path, predictor.identity, decay)
         found = StreamingReport(
-            model=str(model),
+            model=str(path),
             identity=predictor.identity,
             backend=predictor.backend.name,
             split=split,

@@ -72,12 +72,15 @@ class FeedOptions:
     def __post_init__(self) -> None:
         if self.policy not in (None, "block", "drop-oldest"):
             raise ConfigError(f"policy: got {self.policy!r}, expected block or drop-oldest")
-        if self.queue_length is not None and self.queue_length < 1:
-            raise ConfigError(f"queue_length: got {self.queue_length}, expected 1 or more; 1 keeps the newest picture")
-        if not 0 < self.silence_s <= 3600:
-            raise ConfigError(f"silence_s: got {self.silence_s:g}, expected above 0 and up to 3600; 10 is usual")
-        if self.attempts < 0:
-            raise ConfigError(f"attempts: got {self.attempts}, expected 0 or more; 0 never reconnects")
+        length, attempts, silence_s = self.queue_length, self.attempts, self.silence_s
+        if length is not None and not (isinstance(length, int) and length >= 1):
+            raise ConfigError(
+                f"queue_length: got {length!r}, expected a whole number of 1 or more; 1 keeps the newest picture"
+            )
+        if not (isinstance(silence_s, int | float) and 0 < silence_s <= 3600):
+            raise ConfigError(f"silence_s: got {silence_s!r}, expected above 0 and up to 3600; 10 is usual")
+        if not (isinstance(attempts, int) and attempts >= 0):
+            raise ConfigError(f"attempts: got {attempts!r}, expected a whole number of 0 or more; 0 never reconnects")
 
 
 class Feed:

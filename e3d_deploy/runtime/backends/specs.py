@@ -47,7 +47,7 @@ def find(name: str) -> BackendSpec:
     Raises:
         ConfigError: no backend has this name.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ConfigError(f"backend: got {name!r}, expected one of auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
