@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from e3d_deploy.config import TrainConfig as TrainConfig
     from e3d_deploy.data.form import Form as Form
     from e3d_deploy.data.inspect import DataContents as DataContents
+    from e3d_deploy.data.live.feed import Feed as Feed
     from e3d_deploy.data.live.feed import FeedOptions as FeedOptions
     from e3d_deploy.data.rate import Selection as Selection
     from e3d_deploy.diff import diff as diff
@@ -68,7 +69,9 @@ if TYPE_CHECKING:
     from e3d_deploy.inspect import BundleContents as BundleContents
     from e3d_deploy.inspect import ModelContents as ModelContents
     from e3d_deploy.inspect import inspect as inspect
+    from e3d_deploy.live.observation import Observation as Observation
     from e3d_deploy.live.watch import Watch as Watch
+    from e3d_deploy.live.watch import open_feed as open_feed
     from e3d_deploy.measure.forecasts import Forecasts as Forecasts
     from e3d_deploy.measure.profile import ProfileResult as ProfileResult
     from e3d_deploy.measure.profile import profile as profile
@@ -112,8 +115,8 @@ MODULES = {
     "checkpoint": "load_model save_model",
     "config": "EngineConfig ModelConfig TrainConfig",
     "data.form": "Form",
-    "data.live.feed": "FeedOptions",
     "data.inspect": "DataContents",
+    "data.live.feed": "Feed FeedOptions",
     "data.rate": "Selection",
     "diff": "diff",
     "doctor": "examine find_faults",
@@ -125,7 +128,8 @@ MODULES = {
     "fleet": "Fleet",
     "importing": "Imported compare_outputs import_checkpoint",
     "inspect": "BundleContents ModelContents inspect",
-    "live.watch": "Watch",
+    "live.observation": "Observation",
+    "live.watch": "Watch open_feed",
     "measure.forecasts": "Forecasts",
     "measure.profile": "ProfileResult profile",
     "measure.results": "BenchmarkResult",

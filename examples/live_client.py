@@ -60,8 +60,8 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=1, help="number of frames to forecast")
     parser.add_argument("--token-file", type=Path, help="file with the token of the server")
     given = parser.parse_args()
-    server, token = given.server.rstrip("/"), given.token_file.read_text().strip() if given.token_file else None
     try:
+        server, token = given.server.rstrip("/"), given.token_file.read_text().strip() if given.token_file else None
         source = given.source if given.source.startswith("offer:") else upload(server, Path(given.source), token)
         follow(server, source, given.horizon, token)
     except (OSError, RuntimeError, httpx.HTTPError, WebSocketException) as error:

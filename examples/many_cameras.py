@@ -18,9 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-import e3d_deploy.runtime as e3d
-from e3d_deploy.data.live.feed import Feed, FeedOptions
-from e3d_deploy.live.watch import open_feed
+from e3d_deploy import api
 
 HORIZON = 5  # number of frames that a report looks ahead
 REPORT_S = 2.0  # time between two reports
@@ -29,7 +27,7 @@ REPORT_S = 2.0  # time between two reports
 class Camera(threading.Thread):
     """Pushes the pictures of a source into a stream, until the source ends or is closed."""
 
-    def __init__(self, feed: Feed, stream: e3d.SlotStream) -> None:
+    def __init__(self, feed: api.Feed, stream: api.SlotStream) -> None:
         super().__init__(name=feed.address.name)
         self.feed, self.stream = feed, stream
         self.state = "running"
@@ -41,14 +39,14 @@ class Camera(threading.Thread):
                     self.stream.reset()
                 self.stream.push(arrival.picture)  # never waits: a full queue drops its oldest picture
             self.state = "ended"
-        except e3d.E3DError as error:  # the camera was lost; the other cameras continue
+        except api.E3DError as error:  # the camera was lost; the other cameras continue
             self.state = str(error)
 
     def report(self) -> dict[str, object]:
         """Return the counters of the stream, and how much the next frames will change (gray levels)."""
         report = {"camera": self.name, "state": self.state, "reconnects": self.feed.reconnects, **self.stream.stats()}
         if self.state == "running" and self.stream.pushed > 0:
-            with suppress(e3d.StreamError):  # the stream fails in its own thread too, which reports the error
+            with suppress(api.StreamError):  # the stream fails in its own thread too, which reports the error
                 first, *_, last = self.stream.predict(HORIZON).astype(int)  # uint8 [HORIZON, H, W, C]
                 report["motion"] = float(np.abs(last - first).mean())
         return report
@@ -77,15 +75,15 @@ def follow(cameras: list[Camera]) -> None:
 def main(bundle: Path, sources: tuple[str, ...]) -> None:
     """Forecast all SOURCES, which are cameras, addresses or films, with a bundle."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = FeedOptions(policy="block", realtime=True)
+    options = api.FeedOptions(policy="block", realtime=True)
     try:
         with ExitStack() as stack:
-            predictor = stack.enter_context(e3d.load(bundle))
-            feeds = [stack.enter_context(open_feed(predictor, source, options)) for source in sources]
+            predictor = stack.enter_context(api.load(bundle))
+            feeds = [stack.enter_context(api.open_feed(predictor, source, options)) for source in sources]
             shared = predictor.streams(max_streams=len(feeds), queue_length=1, policy="drop-oldest")
             streams = stack.enter_context(shared)
             follow([Camera(feed, streams.open()) for feed in feeds])
-    except e3d.E3DError as error:
+    except api.E3DError as error:
         sys.exit(f"Error: {error}")
 
 

@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, help="number of frames; the maximum of the server by default")
     parser.add_argument("--token-file", type=Path, help="file with the token of the server")
     given = parser.parse_args()
-    headers = {"Authorization": f"Bearer {given.token_file.read_text().strip()}"} if given.token_file else {}
     try:
+        headers = {"Authorization": f"Bearer {given.token_file.read_text().strip()}"} if given.token_file else {}
         content = given.clip.read_bytes()
         with httpx.Client(base_url=given.server, headers=headers, timeout=TIMEOUT_S) as client:
             model = send(client, "GET", "/v1/model").json()

@@ -18,10 +18,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-import e3d_deploy.runtime as e3d
+from e3d_deploy import api
 from e3d_deploy.files import write_file
-from e3d_deploy.live.observation import Observation, side_by_side
-from e3d_deploy.live.watch import Watch
+from e3d_deploy.live.observation import side_by_side
 from e3d_deploy.plots import png
 
 LEARNED = 50  # number of scores from which the threshold is learned
@@ -35,7 +34,7 @@ class Event:
     number: int
     begin_s: float
     end_s: float
-    peak: Observation
+    peak: api.Observation
 
 
 class Alarm:
@@ -46,7 +45,7 @@ class Alarm:
         self.needed, self.scores = LEARNED if threshold is None else 0, list[float]()
         self.count, self.events = 0, deque[Event](maxlen=SHOWN)
 
-    def check(self, seen: Observation, time_s: float) -> Event | None:
+    def check(self, seen: api.Observation, time_s: float) -> Event | None:
         """Return the event that a picture belongs to; None if the picture is usual, or its novelty unknown."""
         novelty = seen.novelty
         if novelty is not None and len(self.scores) < self.needed:
@@ -83,7 +82,7 @@ def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str) -> bytes:
     return png(figure)
 
 
-def follow(watch: Watch, alarm: Alarm, output: Path) -> None:
+def follow(watch: api.Watch, alarm: Alarm, output: Path) -> None:
     """Write a line for each picture and print the events; draw the plot at the end, also after an error."""
     begin, points = datetime.now().astimezone(), deque[tuple[float, float]](maxlen=KEPT)
     try:
@@ -111,12 +110,12 @@ def follow(watch: Watch, alarm: Alarm, output: Path) -> None:
 def main(bundle: Path, source: str, output: Path, threshold: float | None) -> None:
     """Watch SOURCE, which is a video, a camera (/dev/video0) or an address (rtsp://), with a bundle."""
     try:
-        with e3d.load(bundle) as predictor, Watch(predictor, source, notify=click.echo) as watch:
+        with api.load(bundle) as predictor, api.Watch(predictor, source, notify=click.echo) as watch:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: watch.stop())
             output.mkdir(parents=True, exist_ok=True)
             follow(watch, Alarm(threshold), output)
-    except (e3d.E3DError, OSError) as error:
+    except (api.E3DError, OSError) as error:
         sys.exit(f"Error: {error}")
 
 

@@ -104,6 +104,14 @@ def test_a_session_without_the_token_is_refused_with_the_reason(server: tuple[st
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_token_file_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    for name, *arguments in (("live_client.py", "offer:1"), ("rest_client.py", CLIP, "-o", tmp_path / "a.npz")):
+        done = client(name, "http://127.0.0.1:9", *arguments, "--token-file", tmp_path / "absent")
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert str(tmp_path / "absent") in done.stderr
+
+
 def test_an_address_without_a_server_is_an_error(tmp_path: Path) -> None:
     for name, *arguments in (("live_client.py", "offer:1"), ("rest_client.py", CLIP, "-o", tmp_path / "a.npz")):
         done = client(name, "http://127.0.0.1:9", *arguments)
