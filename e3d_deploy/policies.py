@@ -24,7 +24,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():
-            if not 0 <= value < float("inf"):
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise ConfigError(
                     f"budget: got {value!r} for {name}, expected a finite number of at least 0; omit {name} to skip "
                     "the check"

@@ -231,6 +231,11 @@ def test_the_import_needs_no_library() -> None:
         (lambda: api.TrainConfig(average=1), "average: got 1, expected true or false"),  # type: ignore[arg-type]
         (lambda: api.train({}, {}, "run"), "model_config: got {}, expected ModelConfig"),  # type: ignore[arg-type]
         (lambda: api.train(api.ModelConfig(), api.TrainConfig(), "run", data="clips/"), "data: got 'clips/', expected"),  # type: ignore[arg-type]
+        (lambda: api.train(api.ModelConfig(), api.TrainConfig(), "run", data=[]), r"data: got \[\], expected"),
+        (lambda: api.export("a.safetensors", "a.e3d", horizon=2.5), "horizon: got 2.5, expected a whole number"),  # type: ignore[arg-type]
+        (lambda: api.export("a.safetensors", "a.e3d", precision="int8", budget=0.01), "budget: got 0.01"),  # type: ignore[arg-type]
+        (lambda: api.Budget(dssim="0.01"), "budget: got '0.01' for dssim"),  # type: ignore[arg-type]
+        (lambda: api.examine_bundle("a.e3d", fps=0), "fps: got 0"),
         (lambda: api.inspect_data(3, api.Form(image_size=(8, 8), channels=1)), "source: got 3"),  # type: ignore[arg-type]
         (lambda: api.join_parts("parts", "a.safetensors"), "parts: got 'parts', expected a list"),
         (lambda: api.train(api.ModelConfig(), api.TrainConfig(), 3), "run: got 3"),  # type: ignore[arg-type]
@@ -283,7 +288,7 @@ def test_a_program_gets_from_training_to_an_archive_with_engines(clips: Path, tm
     model_config = api.ModelConfig(image_size=(16, 24), patch_size=4, hidden=(4, 6), kernel_size=3, history_length=4)
     train_config = api.TrainConfig(context_length=4, horizon=3, steps=2, batch_size=2, validate_every=2)
     machine = api.Machine(measure_decay=False, progress=False)
-    model = api.train(model_config, train_config, folder / "run", data=[(str(clips), 1.0)], machine=machine)
+    model = api.train(model_config, train_config, folder / "run", data=[(clips, 1.0)], machine=machine)
     bundle = api.export(model, folder / "a.e3d", reference=clips)
 
     engines = api.build(bundle, "tensorrt-rtx", graphs=["step"])

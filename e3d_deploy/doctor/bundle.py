@@ -10,6 +10,7 @@ from e3d_deploy.measure.results import StreamCurves
 from e3d_deploy.measure.stream_curve import LatencyGoal, stream_curve
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.arguments import check_number
 from e3d_deploy.runtime.choose import Choice, choose
 
 SECONDS, REPEATS = 0.1, 3
@@ -46,7 +47,9 @@ def examine_bundle(
     Raises:
         BackendUnavailable: no installed backend runs the bundle.
         BundleError: the bundle is damaged, incomplete or too new.
+        ConfigError: an argument is invalid.
     """
+    check_number("fps", fps)
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     bundle = Bundle.of(path)
     backend, choice = choose(bundle, threads=threads, again=again)

@@ -18,6 +18,7 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import POLICIES, Budget
+from e3d_deploy.runtime.arguments import check_counts
 from e3d_deploy.runtime.backends.specs import check_runs, export_backends
 from e3d_deploy.shipped import extracted
 
@@ -74,9 +75,9 @@ def checked_settings(
 
     Arguments and errors are those of `bundle.export`.
     """
-    for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: got {value}, expected 1 or more")
+    check_counts(context_length=context_length, horizon=horizon, batch=batch)
+    if budget is not None and not isinstance(budget, Budget):
+        raise ConfigError(f"budget: got {budget!r}, expected a budget, such as Budget(dssim=0.01)")
     backends = export_backends()
     if backend is not None and backend not in backends:
         raise ConfigError(f"backend: got {backend!r}, expected one of {', '.join(backends)}")

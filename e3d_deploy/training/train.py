@@ -35,7 +35,7 @@ from e3d_deploy.files import locked, remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_metadata
-from e3d_deploy.paths import check_path
+from e3d_deploy.paths import check_path, check_source
 from e3d_deploy.progress import Notify, is_animated, silent
 from e3d_deploy.tensors import is_foreign
 from e3d_deploy.tf32 import arithmetic
@@ -104,8 +104,8 @@ def train(
     config: TrainConfig,
     run: str | Path,
     *,
-    data: Sequence[tuple[str, float]] = ((MOVING_MNIST, 1.0),),
-    valid: str | None = None,
+    data: Sequence[tuple[str | Path, float]] = ((MOVING_MNIST, 1.0),),
+    valid: str | Path | None = None,
     skip_bad: bool = False,
     initial: str | Path | None = None,
     digits: str | Path | None = None,
@@ -162,8 +162,7 @@ def train(
     for name, given, kind in (("model_config", model_config, ModelConfig), ("config", config, TrainConfig)):
         if not isinstance(given, kind):
             raise ConfigError(f"{name}: got {given!r}, expected {kind.__name__}")
-    if isinstance(data, str) or not all(isinstance(one, list | tuple) and len(one) == 2 for one in data):
-        raise ConfigError(f"data: got {data!r}, expected a list of sources and their shares, such as [('clips/', 1.0)]")
+    data, valid = _sources(data), None if valid is None else check_source("valid", valid)
     machine, run = machine or Machine(), check_path("run", run)
     initial = None if initial is None else check_path("initial", initial)
     digits = None if digits is None else check_path("digits", digits)
@@ -218,6 +217,20 @@ def train(
             device = trainer.strategy.root_device
             record_decay_of_run(path, clips, config, steps=trainer.global_step, device=device, progress=progress)
     return path
+
+
+def _sources(data: Sequence[tuple[str | Path, float]]) -> list[tuple[str, float]]:
+    """Return the sources as texts, with their shares.
+
+    Raises:
+        ConfigError: `data` is not a list of such pairs, or is empty.
+    """
+    pairs = [] if isinstance(data, str | Path) else list(data)
+    if not pairs or not all(
+        isinstance(one, list | tuple) and len(one) == 2 and isinstance(one[1], int | float) for one in pairs
+    ):
+        raise ConfigError(f"data: got {data!r}, expected a list of sources and their shares, such as [('clips/', 1.0)]")
+    return [(check_source("data", source), share) for source, share in pairs]
 
 
 def _files(run: Path, *, resume: bool) -> tuple[Path, Path]:

@@ -333,7 +333,7 @@ def test_the_manifest_describes_the_export(case: Bundle) -> None:
 
 @pytest.mark.parametrize("option", ["context_length", "horizon", "batch"])
 def test_lengths_below_one_are_refused(tmp_path: Path, option: str) -> None:
-    with pytest.raises(ConfigError, match="got 0, expected 1 or more"):
+    with pytest.raises(ConfigError, match="got 0, expected a whole number of 1 or more"):
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", **{option: 0})
 
 
