@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from e3d_deploy.doctor import Fault
     from e3d_deploy.doctor.bundle import BundleReport
 
-FPS = 30.0
-"""Default of --fps."""
-
 
 @click.command(cls=GroupedCommand, examples=("e3d doctor", "e3d doctor --bundle small.e3d --fps 25"))
 @option("--bundle", type=PATH, help="Bundle to check: which backend runs it here, and how many streams.")
@@ -29,7 +26,7 @@ FPS = 30.0
     type=Finite(min=0, max=100_000, min_open=True),
     metavar="FPS",
     help="Frames per second of each stream; requires --bundle.",
-    show_default=f"{FPS:g}",
+    show_default="30",
 )
 @THREADS
 @json_option()
@@ -50,7 +47,7 @@ def doctor(bundle: Path | None, again: bool, fps: float | None, threads: int | N
     report = None
     if bundle is not None:
         try:
-            report = _examine_bundle(bundle, threads=threads, again=again, fps=fps or FPS)
+            report = _examine_bundle(bundle, threads=threads, again=again, fps=fps)
         except BackendUnavailable:
             _show_faults(faults)  # likely the cause
             raise

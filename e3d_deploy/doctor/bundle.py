@@ -7,7 +7,7 @@ from typing import Any
 
 from e3d_deploy.json_values import json_object
 from e3d_deploy.measure.results import StreamCurves
-from e3d_deploy.measure.stream_curve import LatencyGoal, stream_curve
+from e3d_deploy.measure.stream_curve import FPS, LatencyGoal, stream_curve
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.arguments import check_number
@@ -33,14 +33,19 @@ class BundleReport:
 
 
 def examine_bundle(
-    path: Bundle | str | Path, *, fps: float, threads: int | None = None, again: bool = False, progress: Notify = silent
+    path: Bundle | str | Path,
+    *,
+    fps: float | None = None,
+    threads: int | None = None,
+    again: bool = False,
+    progress: Notify = silent,
 ) -> BundleReport:
     """Select a backend for a bundle, and measure how many streams it steps in real time.
 
     Args:
         path: bundle, opened or as the path of its folder.
-        fps: frame rate of each stream (frames/s). Streams hold it if the 99th percentile of the time of a round is at
-            most the time between two frames.
+        fps: frame rate of each stream (frames/s); None for 30. Streams hold it if the 99th percentile of the time of a
+            round is at most the time between two frames.
         threads: CPU threads within a step; None leaves the number to the library.
         again: ignore a stored choice.
 
@@ -49,7 +54,7 @@ def examine_bundle(
         BundleError: the bundle is damaged, incomplete or too new.
         ConfigError: an argument is invalid.
     """
-    check_number("fps", fps)
+    fps = check_number("fps", FPS if fps is None else fps)
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     bundle = Bundle.of(path)
     backend, choice = choose(bundle, threads=threads, again=again)

@@ -24,6 +24,8 @@ HOW = (
     "the streams are batched into steps of the sizes that the backend supports, and these steps run one after another; "
     "the renewal sets the number of states per stream; the streams began at different frames"
 )
+FPS = 30.0
+"""Default of the frame rate of each stream (frames/s)."""
 MAX_STREAMS = 256
 """Maximum number of streams tried in the search."""
 

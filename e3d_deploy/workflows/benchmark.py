@@ -17,7 +17,7 @@ from e3d_deploy.libraries import is_importable
 from e3d_deploy.measure.baseline import compare, read_baseline
 from e3d_deploy.measure.benchmark import benchmark as measure
 from e3d_deploy.measure.results import BenchmarkResult
-from e3d_deploy.measure.stream_curve import LatencyGoal, stream_curve
+from e3d_deploy.measure.stream_curve import FPS, LatencyGoal, stream_curve
 from e3d_deploy.measure.tasks import Pictures, check_what
 from e3d_deploy.measure.timing import REPEATS
 from e3d_deploy.paths import check_path
@@ -28,8 +28,8 @@ from e3d_deploy.shipped import extracted
 from e3d_deploy.workflows.opening import folder_of
 from e3d_deploy.workflows.places import check_picture
 
-FPS, TOLERANCE = 30.0, 0.1
-"""Defaults of `fps` (frames per second) and of `tolerance` (a fraction)."""
+TOLERANCE = 0.1
+"""Default of `tolerance`, a fraction."""
 
 
 def benchmark(
