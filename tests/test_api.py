@@ -259,6 +259,13 @@ def test_an_unknown_target_or_backend_is_an_error_that_lists_the_known_ones(expo
         api.verify(exported / "tiny.e3d", threads="2")  # type: ignore[arg-type]
 
 
+def test_the_settings_of_a_source_are_checked_before_it_is_opened(exported: Path) -> None:
+    with api.load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        for name in ("options", "selection"):
+            with pytest.raises(api.ConfigError, match=f"{name}: got 2, expected"):
+                api.open_feed(predictor, "none.mp4", **{name: 2})  # type: ignore[arg-type]
+
+
 def test_an_opened_bundle_is_accepted_wherever_its_path_is(exported: Path, tmp_path: Path) -> None:
     bundle, clip = api.Bundle.open(exported / "tiny.e3d"), exported / "clip.npy"
     for function in (api.load, api.open_predictor):

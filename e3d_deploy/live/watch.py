@@ -43,6 +43,9 @@ def open_feed(
     Raises:
         ConfigError, ClipError, SourceLost, ShapeError, BackendUnavailable: see `parse_address` and `Feed`.
     """
+    for name, given, kind in (("options", options, FeedOptions), ("selection", selection, Selection)):
+        if not isinstance(given, kind):
+            raise ConfigError(f"{name}: got {given!r}, expected {kind.__name__}")
     form = Form.of(predictor.config, predictor.card)
     feed = Feed(parse_address(str(source)), form, options, selection=selection, notify=notify)
     warn_of_interval(feed.address.name, [feed.frames_per_second], predictor.card.window, selection=selection)

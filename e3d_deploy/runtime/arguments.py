@@ -45,7 +45,8 @@ def check_list(name: str, value: Any) -> None:
         ConfigError: `value` is not a list, a tuple or another sequence.
     """
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name}: got {value!r}, expected a list, such as [{value!r}]")
+        example = f", such as [{value!r}]" if isinstance(value, str | int | float) else ""
+        raise ConfigError(f"{name}: got {value!r}, expected a list{example}")
 
 
 def check_number(name: str, value: Any, *, least: float | None = None) -> float:
