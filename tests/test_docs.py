@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from e3d_deploy import __version__
+
 ROOT = Path(__file__).parent.parent
 OTHERS = ("README.md", "CHANGELOG.md", "models/README.md", "e3d_deploy/data/README.md")
 DEPLOYED = (ROOT / "deploy").glob("*/README.md")
@@ -28,6 +30,12 @@ def test_a_page_begins_with_what_its_reader_can_do_after_it(page: Path) -> None:
     title, first = page.read_text().split("\n\n", 2)[:2]
     assert title.startswith("# ")
     assert re.search(r"^After reading this page, you (can|know) ", first), first
+
+
+def test_pages_name_the_wheel_of_this_version() -> None:
+    found = [(page.name, wheel) for page in PAGES for wheel in re.findall(r"e3d_deploy-([\d.]+)-py3", page.read_text())]
+    assert {page for page, _ in found} >= {"install.md", "triton.md"}
+    assert [(page, wheel) for page, wheel in found if wheel != __version__] == []
 
 
 @cache
