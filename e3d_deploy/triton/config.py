@@ -99,10 +99,13 @@ def parameters(values: Mapping[str, str]) -> list[Message]:
 
 
 def facts(bundle: Bundle, renewal: str) -> dict[str, str]:
-    """Return the parameters with which a client checks a model, by the names in `contract.PARAMETERS`."""
-    context = known_context(bundle.card, bundle.context_length)
-    values = (contract.VERSION, bundle.identity, __version__, str(context), renewal)
-    return dict(zip(contract.PARAMETERS, values, strict=True))
+    """Return the parameters that describe the bundle of a model."""
+    return {
+        contract.IDENTITY: bundle.identity,
+        contract.WRITER: __version__,
+        contract.CONTEXT: str(known_context(bundle.card, bundle.context_length)),
+        contract.RENEWAL: renewal,
+    }
 
 
 def renewal_of(bundle: Bundle) -> str:
@@ -131,7 +134,12 @@ def python_config(bundle: Bundle, serving: Serving) -> Message:
     of a batch one after another.
     """
     C, (H, W) = bundle.config.channels, bundle.config.image_size
-    settings = (serving.backend, "" if serving.threads is None else str(serving.threads))
+    values = {
+        contract.CONTRACT: contract.VERSION,
+        **facts(bundle, renewal_of(bundle)),
+        contract.BACKEND: serving.backend,
+        contract.THREADS: "" if serving.threads is None else str(serving.threads),
+    }
     return {
         "backend": "python",
         "max_batch_size": serving.max_batch,
@@ -145,9 +153,7 @@ def python_config(bundle: Bundle, serving: Serving) -> Message:
         ],
         "sequence_batching": sequences(serving, control_input=_controls()),
         "instance_group": instances(serving.on_gpu("python")),
-        "parameters": parameters(
-            {**facts(bundle, renewal_of(bundle)), **dict(zip(contract.SETTINGS, settings, strict=True))}
-        ),
+        "parameters": parameters(values),
     }
 
 

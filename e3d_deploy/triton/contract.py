@@ -17,9 +17,16 @@ START, END, CORRID = "START", "END", "CORRID"
 
 An error that a new sequence can mend contains the word START. gRPC clients can only send ids below 2**63."""
 
-PARAMETERS = ("e3d_contract", "e3d_bundle", "e3d_version", "e3d_context", "e3d_renewal")
-"""Parameters of the model configuration: VERSION, identity of the bundle, version of e3d_deploy that wrote the
-repository, frames of context that the model was trained with, and renewal of its streams."""
-SETTINGS = ("e3d_backend", "e3d_threads")
+CONTRACT = "e3d_contract"
+"""Parameter of the model configuration: `VERSION`; only the flavour `python` has it."""
+IDENTITY = "e3d_bundle"
+"""Parameter: identity of the bundle."""
+WRITER = "e3d_version"
+"""Parameter: version of e3d_deploy that wrote the repository."""
+CONTEXT = "e3d_context"
+"""Parameter: frames of context that the model was trained with."""
+RENEWAL = "e3d_renewal"
+"""Parameter: renewal of the streams."""
+BACKEND, THREADS = "e3d_backend", "e3d_threads"
 """Parameters that only the model on the server reads: name of the backend, and threads of a step, empty if the library
 chooses. The model reads the idle time and the number of streams from `sequence_batching` in the configuration."""

@@ -15,7 +15,6 @@ from e3d_deploy.contract import FRAME, NEXT, PREDICTION, Tensor
 from e3d_deploy.errors import BundleError
 from e3d_deploy.progress import Notify
 from e3d_deploy.runtime.backends.specs import check_runs
-from e3d_deploy.triton import contract
 from e3d_deploy.triton.config import TYPES, Message, Serving, Value, facts, instances, parameters, sequences, tensor
 from e3d_deploy.triton.implicit_graph import with_columns
 
@@ -52,7 +51,7 @@ def write_onnxruntime(folder: Path, version: Path, bundle: Bundle, serving: Serv
         "max_batch_size": serving.max_batch if bundle.dynamic_batch else 0,
         **_tensors(bundle, serving, batched=bundle.dynamic_batch),
         "instance_group": instances(serving.on_gpu("onnxruntime")),
-        "parameters": parameters({**_facts(bundle), **threads}),
+        "parameters": parameters({**facts(bundle, RENEWAL), **threads}),
     }
 
 
@@ -83,7 +82,7 @@ def write_tensorrt(folder: Path, version: Path, bundle: Bundle, serving: Serving
         "max_batch_size": 0,
         **_tensors(bundle, serving, batched=False),
         "instance_group": instances(True, **more),
-        "parameters": parameters(_facts(bundle)),
+        "parameters": parameters(facts(bundle, RENEWAL)),
     }
 
 
@@ -103,11 +102,6 @@ def _profile(bundle: Bundle, buckets: str) -> int:
             f"calls it with one; build it with a bucket for one stream: `e3d build {bundle.path} --target tensorrt`"
         )
     return fewest.index("1")
-
-
-def _facts(bundle: Bundle) -> dict[str, str]:
-    """Return the parameters that describe the bundle; the version of the contract is only for the flavour `python`."""
-    return {key: value for key, value in facts(bundle, RENEWAL).items() if key != contract.PARAMETERS[0]}
 
 
 def _tensors(bundle: Bundle, serving: Serving, *, batched: bool) -> dict[str, Value]:

@@ -99,14 +99,15 @@ class Settings:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         values = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-        version, self.bundle, _, _, self.renewal = map(values.get, contract.PARAMETERS)
+        version = values.get(contract.CONTRACT)
         if version != contract.VERSION:
             raise ConfigError(
                 f"{config['name']}: got a model configuration of version {version}, expected {contract.VERSION}; "
                 "write the repository again with `e3d pack --triton`"
             )
-        backend, threads = map(values.get, contract.SETTINGS)
-        self.backend, self.threads = backend or "auto", int(threads) if threads else None
+        self.bundle, self.renewal = values[contract.IDENTITY], values[contract.RENEWAL]
+        self.backend, threads = values[contract.BACKEND], values[contract.THREADS]
+        self.threads = int(threads) if threads else None
         sequences = config["sequence_batching"]
         self.idle_s = int(sequences["max_sequence_idle_microseconds"]) / 1e6
         self.max_streams = int(sequences["oldest"]["max_candidate_sequences"])

@@ -187,7 +187,7 @@ def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _other_content(repository: Path) -> str | None:
     """Return the name of an entry of a folder that `write_repository` did not write; None if there is none."""
-    marker = f'"{contract.PARAMETERS[1]}"'
+    marker = f'"{contract.IDENTITY}"'
     for entry in sorted(repository.iterdir()):
         config = entry / CONFIG
         if not config.is_file() or marker not in config.read_text(errors="replace"):

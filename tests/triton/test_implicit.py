@@ -159,7 +159,7 @@ def test_the_parameters_do_not_claim_the_contract_of_the_python_flavour(
     (model,) = write_repository([bundle], tmp_path / "models", flavours=[flavour], serving=Serving(threads=3))
     config = config_of(tmp_path / "models" / model.name)
     assert (config.input[0].name, config.output[0].name) == (first, PREDICTION)
-    assert contract.PARAMETERS[0] not in config.parameters
+    assert contract.CONTRACT not in config.parameters
     assert config.parameters["e3d_bundle"].string_value == bundle.identity
     assert config.parameters["e3d_renewal"].string_value == "none"
     threads = config.parameters["intra_op_thread_count"].string_value
