@@ -41,10 +41,10 @@ class Fleet:
             same spelling.
         model: name of the model, as `e3d pack --triton` wrote it.
         timeout_s: time limit of one request (s); a host that exceeds it counts as lost.
-        context: number of last pictures with which a stream restarts; None takes the number from the servers.
+        context: number of last pictures with which a stream restarts; None takes the context of the model.
 
     Raises:
-        ConfigError: an argument is invalid, or `context` is None and the servers have no number.
+        ConfigError: an argument is invalid.
         BackendUnavailable: tritonclient is not installed.
         ServerLost: no server answers.
         BundleError: a model was not written by `e3d pack --triton` of this version, or the servers serve different
@@ -65,8 +65,6 @@ class Fleet:
         self._avoided_until: dict[str, float] = {}
         self.served = self._describe(self.hosts)
         """Model that all servers serve."""
-        if context is None and self.served.context is None:
-            raise ConfigError("context: the servers do not state it; give the number of frames, such as 10")
         self.context = check_count("context", self.served.context if context is None else context)
         """Number of last pictures that each stream keeps for a restart."""
 

@@ -19,8 +19,8 @@ class ServedModel:
     """Identity of the bundle."""
     renewal: str
     """Renewal of the streams on the server, such as `refresh:2`."""
-    context: int | None
-    """Frames of context that the model was trained with; None if the server does not say."""
+    context: int
+    """Frames of context that the model was trained with."""
     picture: tuple[int, ...]
     """Shape of a picture, (H, W, C)."""
 
@@ -29,28 +29,26 @@ def read_config(config: Any, host: str) -> ServedModel:
     """Read the configuration that a server returns for its model.
 
     Raises:
-        BundleError: the model was not written by `e3d pack --triton`, or its inputs and parameters have another
-            version.
+        BundleError: the model is not of the flavour `python` of `e3d pack --triton`, or its inputs and parameters have
+            another version.
     """
     parameters = {name: value.string_value for name, value in config.parameters.items()}
-    version = parameters.get("e3d_contract")
-    shapes = {one.name: tuple(one.dims) for one in config.input}
+    version = parameters.get(contract.CONTRACT)
+    if version is None:
+        raise BundleError(
+            f"{host}: model {config.name!r} has no parameter {contract.CONTRACT}, expected a model of the flavour "
+            "python that `e3d pack --triton` wrote; give the name of such a model"
+        )
     if version != contract.VERSION:
         raise BundleError(
-            f"{host}: model {config.name!r} has e3d_contract {version or 'unset'}, this client needs "
-            f"{contract.VERSION}; write its repository again with `e3d pack --triton` of this version"
+            f"{host}: model {config.name!r} has {contract.CONTRACT} {version}, this client needs {contract.VERSION}; "
+            "write its repository again with `e3d pack --triton` of this version"
         )
-    if contract.PICTURE not in shapes:
-        raise BundleError(
-            f"{host}: model {config.name!r} has no input {contract.PICTURE!r}, so it is not of the flavour python; "
-            "serve that flavour"
-        )
-    context = parameters.get("e3d_context", "")
     return ServedModel(
-        bundle=parameters.get("e3d_bundle", ""),
-        renewal=parameters.get("e3d_renewal", ""),
-        context=int(context) if context.isdecimal() and int(context) else None,
-        picture=shapes[contract.PICTURE],
+        bundle=parameters[contract.IDENTITY],
+        renewal=parameters[contract.RENEWAL],
+        context=int(parameters[contract.CONTEXT]),
+        picture=next(tuple(one.dims) for one in config.input if one.name == contract.PICTURE),
     )
 
 
