@@ -11,15 +11,13 @@ from e3d_deploy.errors import ConfigError, ServerLost, ShapeError, StreamError
 from e3d_deploy.fleet.lost import HostLost, SequenceLost
 from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.pictures import as_plain
+from e3d_deploy.triton import contract
 
 if TYPE_CHECKING:
     from e3d_deploy.fleet.connection import Connection
     from e3d_deploy.fleet.fleet import Fleet
 
 log = logging.getLogger(__name__)
-
-MAX_HORIZON = 2**31 - 1
-"""Largest horizon that a request can carry; servers allow less."""
 
 
 class Stream:
@@ -73,7 +71,7 @@ class Stream:
             pictures, uint8 [horizon, H, W, C].
 
         Raises:
-            ConfigError: `horizon` is below 1, or does not fit into a request.
+            ConfigError: `horizon` is below 1 or above 1000.
             ShapeError: the picture has an unexpected size or type.
             ServerLost: no server answers; the message names each host and its reason.
             BundleError: the next host serves another bundle, or a model of another version.
@@ -81,16 +79,19 @@ class Stream:
                 the stream; or this process was forked from the one that opened the fleet.
         """
         self._check_open()
-        if horizon is not None and (horizon := check_count("horizon", horizon)) > MAX_HORIZON:
-            raise ConfigError(f"horizon: got {horizon}, expected at most {MAX_HORIZON}; ask for fewer pictures")
+        if horizon is not None and (horizon := check_count("horizon", horizon)) > contract.MAX_HORIZON:
+            raise ConfigError(f"horizon: got {horizon}, expected 1 to {contract.MAX_HORIZON}; ask for fewer pictures")
         seen = self._check_picture(picture)
-        if self._lock.locked():
+        if not self._lock.acquire(blocking=False):
+            self._check_open()  # `close` keeps the lock
             raise StreamError(f"stream {self.name!r}: another thread is using it; open one stream per thread")
-        with self._lock:
+        try:
             pictures = (*self._pictures, seen)[-self._fleet.context :]
             answer = self._advance(pictures, horizon)
             self._pictures, self.pushed = pictures, self.pushed + 1
             return answer
+        finally:
+            self._lock.release()
 
     def _check_picture(self, picture: Any) -> NDArray[np.uint8]:
         """Return a copy of a picture, because the caller may overwrite the original."""

@@ -5,6 +5,8 @@ VERSION = "1"
 
 PICTURE = "picture"
 """Input: the next picture of the stream, uint8 [H, W, C]."""
+MAX_HORIZON = 1000
+"""Maximum horizon of a request (frames). All streams of a batch wait for the longest forecast."""
 HORIZON = "horizon"
 """Optional input: number of pictures to forecast after this one, int32 [1]; needed if `forecast` is requested."""
 PREDICTION = "prediction"

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from e3d_deploy.errors import ConfigError, E3DError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
+from e3d_deploy.triton.contract import MAX_HORIZON
 from e3d_deploy.triton.pending import RESTART, Pending, answers_of, failure_of
 from e3d_deploy.triton.requests import Answer, Counts, Request
 
-MAX_HORIZON = 1000
-"""Maximum horizon of a request (frames). All streams wait for the longest forecast of a batch."""
 GRACE = 1.25
 """Idle time of a stream, as a multiple of the server's; the server then refuses a late request first."""
 QUEUED_BATCHES = 8

@@ -92,6 +92,20 @@ def test_closing_in_another_thread_ends_a_call_in_progress(servers: Servers, clo
     assert "it was closed" in str(error)
 
 
+def test_a_stream_that_is_closed_just_before_a_call_says_so(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.fleet() as fleet:
+        stream = fleet.stream("camera-7")
+        level(stream, 1)
+
+        def close_first(seen: object) -> object:
+            stream.close()
+            return seen
+
+        monkeypatch.setattr(stream, "_check_picture", close_first)
+        with pytest.raises(StreamError, match="it was closed"):
+            level(stream, 2)
+
+
 def test_closing_at_any_moment_of_a_call_raises_only_stream_errors(servers: Servers) -> None:
     with servers.fleet() as fleet:
         for number in range(40):
