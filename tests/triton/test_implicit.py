@@ -19,9 +19,7 @@ from e3d_deploy.triton import contract
 from e3d_deploy.triton.config import Flavour, Serving, text_of
 from e3d_deploy.triton.implicit import _tensors
 from e3d_deploy.triton.repository import write_repository
-from tests.kept_steps import KeptSteps
 from tests.manifests import changed, rewrite, sidecar, with_graph
-from tests.triton.bundles import export_any_batch
 from tests.triton.configs import config_of
 from tests.triton.implicit_server import ImplicitServer
 
@@ -32,9 +30,9 @@ OTHER_SIZE = 1e-5
 
 
 @pytest.fixture
-def any_batch(exported: Path, tmp_path: Path, steps: KeptSteps) -> Bundle:
-    """Return a bundle whose graphs take any number of streams."""
-    return Bundle.open(export_any_batch(exported, tmp_path / "any.e3d", steps))
+def any_batch(any_batch: Path) -> Bundle:
+    """Return the bundle whose graphs take any number of streams."""
+    return Bundle.open(any_batch)
 
 
 @pytest.fixture

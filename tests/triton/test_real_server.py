@@ -17,11 +17,9 @@ from tritonclient import grpc
 from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.triton.config import Serving
 from e3d_deploy.triton.repository import write_repository
-from tests.kept_steps import KeptSteps
-from tests.triton.bundles import export_any_batch
+from tests.triton.server import Addresses, serving, why_not
 
-server = pytest.importorskip("tests.triton.server")
-pytestmark = pytest.mark.skipif(bool(reason := server.why_not()), reason=reason)
+pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = """
@@ -44,17 +42,16 @@ class TritonPythonModel:
 
 
 @pytest.fixture(scope="module")
-def bundles(exported: Path, steps: KeptSteps, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def bundles(exported: Path, any_batch: Path) -> dict[str, Bundle]:
     """Return a bundle for one stream and a bundle for any number, by the names of their models."""
-    path = export_any_batch(exported, tmp_path_factory.mktemp("any") / "any.e3d", steps)
-    return {"one": Bundle.open(exported / "tiny.e3d"), "any": Bundle.open(path)}
+    return {"one": Bundle.open(exported / "tiny.e3d"), "any": Bundle.open(any_batch)}
 
 
 @pytest.fixture(scope="module")
-def addresses(bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def addresses(bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     folder = tmp_path_factory.mktemp("repository")
-    serving = Serving(backend="onnxruntime", threads=1)
-    write_repository([bundles["one"]], folder / "models", name="demo", serving=serving)
+    settings = Serving(backend="onnxruntime", threads=1)
+    write_repository([bundles["one"]], folder / "models", name="demo", serving=settings)
     for name, bundle in bundles.items():
         write_repository([bundle], folder / name, name=name, flavours=["onnxruntime"])
         model = folder / "models" / name
@@ -63,12 +60,14 @@ def addresses(bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFacto
         text = text.replace('backend: "onnxruntime"', 'backend: "python"').replace(f"{name}_onnxruntime", name)
         (model / "config.pbtxt").write_text(text)
         (model / "1" / "model.py").write_text(STAND_IN)
-    with server.serving(folder / "models") as found:
+    with serving(folder / "models") as found:
         yield found
 
 
 @pytest.mark.parametrize("name", ["one", "any"])
-def test_the_server_gives_a_new_sequence_the_initial_states(name: str, addresses: Any, bundles: Any) -> None:
+def test_the_server_gives_a_new_sequence_the_initial_states(
+    name: str, addresses: Addresses, bundles: dict[str, Bundle]
+) -> None:
     frame = grpc.InferInput("frame", [1, 1, 16, 24], "FP32")
     frame.set_data_from_numpy(np.zeros((1, 1, 16, 24), np.float32))
     with grpc.InferenceServerClient(addresses.grpc) as client:
@@ -81,7 +80,7 @@ def test_the_server_gives_a_new_sequence_the_initial_states(name: str, addresses
 
 
 def test_the_example_of_the_page_forecasts_like_the_local_runtime(
-    addresses: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    addresses: Addresses, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs" / "triton.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
