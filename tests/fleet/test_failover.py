@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +155,31 @@ def test_streams_leave_a_server_that_does_not_answer(
         [results] = push(streams, clips[:1], 6, 8)
         np.testing.assert_array_equal(results, expected(predictor, clips[0][7 - CONTEXT : 8])[CONTEXT - 1 :])
         assert (streams[0].host, streams[0].restarts) == (survivor.grpc, 1)
+
+
+def test_streams_leave_a_server_whose_model_was_killed(
+    survivor: Addresses, other: Addresses, predictor: Predictor, clips: Pictures
+) -> None:
+    """Triton does not start the process of the model again, and says that the model is ready."""
+    with Fleet([survivor.grpc, other.grpc], "tiny") as fleet:
+        streams = opened(fleet, other.grpc, 1)
+        push(streams, clips[:1], 0, 6)
+        for process in models_of(other):
+            os.kill(process, signal.SIGKILL)
+        [results] = push(streams, clips[:1], 6, 8)
+        np.testing.assert_array_equal(results, expected(predictor, clips[0][7 - CONTEXT : 8])[CONTEXT - 1 :])
+        assert (streams[0].host, streams[0].restarts) == (survivor.grpc, 1)
+
+
+def models_of(server: Addresses) -> list[int]:
+    """Return the ids of the processes of a server's models."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # The process has ended.
+            fields = stat.read_text().rpartition(")")
+            if "(triton_python_b" in fields[0] and int(fields[2].split()[2]) == server.process.pid:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_streams_leave_a_server_that_is_about_to_end_and_let_it_end(

@@ -52,6 +52,16 @@ def test_a_model_that_is_not_ready_any_more_counts_as_lost(servers: Servers) -> 
         assert stream.host == servers.other(ending.address).address
 
 
+def test_a_model_whose_process_has_ended_counts_as_lost_although_it_is_ready(servers: Servers) -> None:
+    with servers.fleet() as fleet:
+        stream = fleet.stream("camera-7")
+        level(stream, 1)
+        dead = servers.at(stream.host)
+        dead.refusal = "Stub process 'kth_0_0' is not healthy."
+        assert level(stream, 2) == 3
+        assert stream.host == servers.other(dead.address).address
+
+
 def test_a_stream_leaves_a_server_that_is_about_to_end_and_ends_its_sequence_there(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
