@@ -56,8 +56,12 @@ def pack_repository(
     if "python" in flavours:
         remark_on_engines(opened, engines)
     place = shlex.quote(str(output))
-    click.echo(f"next: deploy/triton/serve {place}", err=True)
-    click.echo(f"or, in a container of Triton: tritonserver --model-repository={place}", err=True)
+    container = f"in a container of Triton: tritonserver --model-repository={place}"
+    if set(flavours) == {"python"}:  # The server that the script installs starts with no other flavour.
+        click.echo(f"next: deploy/triton/serve {place}", err=True)
+        click.echo(f"or, {container}", err=True)
+    else:
+        click.echo(f"next, {container}", err=True)
 
 
 def check_used(flavours: Sequence[str]) -> None:

@@ -28,8 +28,8 @@ def test_the_command_prints_the_repository_its_models_and_the_next_command(expor
         ["clips", "python", "auto", "cpu", "8", "refresh:2"],
         ["clips_onnxruntime", "onnxruntime", "onnxruntime", "cpu", "1", "none"],
     ]
-    assert f"next: deploy/triton/serve '{output}'\n" in result.stderr
-    assert f"tritonserver --model-repository='{output}'\n" in result.stderr
+    assert f"next, in a container of Triton: tritonserver --model-repository='{output}'\n" in result.stderr
+    assert "deploy/triton/serve" not in result.stderr, "that server has no backend for onnxruntime, and would not start"
     warning = "WARN clips_onnxruntime: keeps one state from the first frame on (renewal none), but the default of the"
     assert warning in result.stderr
     assert config_of(output / "clips").sequence_batching.max_sequence_idle_microseconds == 500_000
@@ -39,6 +39,11 @@ def test_no_warning_is_printed_if_the_bundle_needs_no_renewal(bundle_path: Path,
     rewrite(bundle_path, card=AGELESS.to_dict())
     result = e3d("pack", bundle_path, "--triton", tmp_path / "models", "--flavour", "onnxruntime")
     assert "WARN" not in result.stderr
+
+
+def test_the_flavour_python_is_served_by_the_script(bundle_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "my models"
+    assert f"next: deploy/triton/serve '{output}'\n" in e3d("pack", bundle_path, "--triton", output).stderr
 
 
 @pytest.mark.parametrize(
