@@ -20,6 +20,8 @@ from e3d_deploy.triton.names import named_models
 
 CONFIG, VERSION_FOLDER, BUNDLE = "config.pbtxt", "1", "bundle.e3d"
 """Names inside the folder of a model: its configuration, its only version, and the bundle in this version."""
+CONTENT = {CONFIG, VERSION_FOLDER, implicit.INITIAL_STATE}
+"""Names of all entries in the folder of a model."""
 MODEL = '''\
 """Model of Triton's Python backend; the code is part of e3d_deploy."""
 
@@ -186,10 +188,12 @@ def _new_repository(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _other_content(repository: Path) -> str | None:
-    """Return the name of an entry of a folder that `write_repository` did not write; None if there is none."""
+    """Return the path of a model, or of an entry of one, that `write_repository` did not write; None without one."""
     marker = f'"{contract.IDENTITY}"'
-    for entry in sorted(repository.iterdir()):
-        config = entry / CONFIG
+    for model in sorted(repository.iterdir()):
+        config = model / CONFIG
         if not config.is_file() or marker not in config.read_text(errors="replace"):
-            return entry.name
+            return model.name
+        if others := {one.name for one in model.iterdir()} - CONTENT:
+            return f"{model.name}/{min(others)}"
     return None

@@ -160,6 +160,12 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_repository_and_this_is_a
     with pytest.raises(ConfigError, match="contains other, which `e3d pack --triton` did not write"):
         write_repository([bundle], output, overwrite=True)
     assert contents(output) == before
+    (output / "other" / "config.pbtxt").unlink()
+    (output / "other").rmdir()
+    (output / "tiny" / "2").mkdir()
+    with pytest.raises(ConfigError, match="contains tiny/2, which `e3d pack --triton` did not write"):
+        write_repository([bundle], output, overwrite=True)
+    assert (output / "tiny" / "2").exists()
     (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match="already exists and is not a folder, so it is not replaced"):
         write_repository([bundle], tmp_path / "file", overwrite=True)
