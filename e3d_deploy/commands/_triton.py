@@ -70,10 +70,15 @@ def check_used(flavours: Sequence[str]) -> None:
              "max_batch": ["python", "onnxruntime"]}  # fmt: skip
     for option, needed in users.items():
         if is_given(option) and not set(needed).intersection(flavours):
-            flag = "--" + {"engines": "with-engines"}.get(option, option.replace("_", "-"))
             raise click.UsageError(
-                f"{flag} has no effect without --flavour {' or '.join(needed)}; leave it out, or add this flavour"
+                f"{flag_of(option)} has no effect without --flavour {' or '.join(needed)}; leave it out, or add this "
+                "flavour"
             )
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a parameter of the command."""
+    return next(one.opts[-1] for one in click.get_current_context().command.params if one.name == name)
 
 
 def check_device(flavours: Sequence[str], backend: str, device: str | None) -> None:

@@ -9,7 +9,7 @@ from e3d_deploy.commands._help import GroupedCommand, option
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import PATH, Count, Finite, is_given, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, working
-from e3d_deploy.commands._triton import pack_repository, remark_on_engines
+from e3d_deploy.commands._triton import flag_of, pack_repository, remark_on_engines
 
 GROUPS = {
     "Output": ("output", "triton", "engines", "overwrite"),
@@ -88,11 +88,6 @@ def pack(bundles: tuple[Path, ...], output: Path | None, triton: Path | None, **
     if len(bundles) > 1:
         raise click.UsageError(f"an archive holds one bundle, got {len(bundles)}; run the command once for each")
     pack_archive(bundles[0], output, options["engines"], options["overwrite"])
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a parameter of the command."""
-    return next(one.opts[-1] for one in click.get_current_context().command.params if one.name == name)
 
 
 def pack_archive(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:

@@ -87,19 +87,10 @@ def write_repository(
     _check_apart(output, opened)
     _check_batches(opened)
     with _new_repository(output, overwrite=overwrite) as folder:
-        models = []
-        for model_name, (bundle, flavour) in named.items():
-            models.append(
-                _write_model(
-                    folder / model_name,
-                    bundle,
-                    flavour,
-                    serving,
-                    engines=engines,
-                    progress=within(progress, model_name),
-                )
-            )
-    return models
+        return [
+            _write_model(folder / key, bundle, flavour, serving, engines=engines, progress=within(progress, key))
+            for key, (bundle, flavour) in named.items()
+        ]
 
 
 def _write_model(
