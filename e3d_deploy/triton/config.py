@@ -158,10 +158,6 @@ def python_config(bundle: Bundle, serving: Serving) -> Message:
 
 
 def _controls() -> list[Message]:
-    """Return the inputs with which the server marks the first and last request of a stream, and names the stream."""
+    """Return the inputs with which the server marks the first and last request of a stream."""
     marks = ((contract.START, "CONTROL_SEQUENCE_START"), (contract.END, "CONTROL_SEQUENCE_END"))
-    switches: list[Message] = [
-        {"name": name, "control": [{"kind": Word(kind), "bool_false_true": [False, True]}]} for name, kind in marks
-    ]
-    number: Message = {"kind": Word("CONTROL_SEQUENCE_CORRID"), "data_type": Word("TYPE_UINT64")}
-    return [*switches, {"name": contract.CORRID, "control": [number]}]
+    return [{"name": name, "control": [{"kind": Word(kind), "bool_false_true": [False, True]}]} for name, kind in marks]

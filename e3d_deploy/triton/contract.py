@@ -14,10 +14,11 @@ PREDICTION = "prediction"
 FORECAST = "forecast"
 """Output: the next pictures, uint8 [horizon, H, W, C], as `Stream.predict`; computed only if it is requested."""
 
-START, END, CORRID = "START", "END", "CORRID"
-"""Control inputs of the sequence batcher: first picture, last picture, and the id of the sequence (uint64).
+START, END = "START", "END"
+"""Control inputs of the sequence batcher: first picture and last picture.
 
-An error that a new sequence can mend contains the word START. gRPC clients can only send ids below 2**63."""
+An error that a new sequence can mend contains the word START. The id of a sequence is a number or a text; gRPC clients
+can only send numbers below 2**63."""
 
 CONTRACT = "e3d_contract"
 """Parameter of the model configuration: `VERSION`; only the flavour `python` has it."""

@@ -116,7 +116,7 @@ def _tensors(bundle: Bundle, serving: Serving, *, batched: bool) -> dict[str, Va
     return {
         "input": [tensor(FRAME, TYPES["float32"], shape)],
         "output": [tensor(PREDICTION, TYPES["float32"], shape)],
-        # Neither graph takes START, END or CORRID, and Triton refuses controls that the graph does not take.
+        # Neither graph takes START or END, and Triton refuses controls that the graph does not take.
         "sequence_batching": sequences(serving, state=states),
     }
 

@@ -66,7 +66,8 @@ class TritonPythonModel:
         wanted = request.requested_output_names()
         horizon = self._input(request, contract.HORIZON)  # A missing one counts as 0, which the table refuses.
         return Request(
-            sequence=int(self._input(request, contract.CORRID).item()),
+            # As an input, a text would be cut off, so that sequences would share a stream; a long one hangs the server.
+            sequence=request.correlation_id(),
             picture=self._input(request, contract.PICTURE)[0],
             start=bool(self._input(request, contract.START).item()),
             end=bool(self._input(request, contract.END).item()),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class Request:
     """Next picture of a sequence."""
 
-    sequence: int
+    sequence: int | str
     """Id of the sequence."""
     picture: NDArray[np.uint8]
     """uint8 [H, W, C]."""

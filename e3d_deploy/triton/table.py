@@ -58,7 +58,7 @@ class Table:
             renewal=renewal, max_streams=2 * max_streams, max_wait_ms=0, on_bad_output="hold"
         )
         self._max_streams, self._idle_s, self._report = max_streams, idle_s, report
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int | str, Entry] = {}
         self._expired = 0
         self._batches_s = deque[float](maxlen=QUEUED_BATCHES)
         self._lock = threading.Lock()

@@ -45,7 +45,9 @@ class Client:
         self.connection, self.model = connection, model
         self.answers: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
 
-    def infer(self, sequence: int, picture: NDArray[np.uint8], *, horizon: int | None = None, **marks: bool) -> Result:
+    def infer(
+        self, sequence: int | str, picture: NDArray[np.uint8], *, horizon: int | None = None, **marks: bool
+    ) -> Result:
         """Send one request, and return its result.
 
         Args:
@@ -73,7 +75,7 @@ class Client:
         return results
 
 
-def options(sequence: int, horizon: int | None, *, start: bool = False, end: bool = False) -> dict[str, Any]:
+def options(sequence: int | str, horizon: int | None, *, start: bool = False, end: bool = False) -> dict[str, Any]:
     names = [contract.PREDICTION] if horizon is None else [contract.PREDICTION, contract.FORECAST]
     return {
         "outputs": outputs_of(*names),

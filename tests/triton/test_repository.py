@@ -44,10 +44,8 @@ def test_the_configuration_of_the_python_flavour_follows_the_contract(bundle_pat
     assert [(one.name, one.control[0].kind) for one in batching.control_input] == [
         (contract.START, kinds.CONTROL_SEQUENCE_START),
         (contract.END, kinds.CONTROL_SEQUENCE_END),
-        (contract.CORRID, kinds.CONTROL_SEQUENCE_CORRID),
     ]
-    assert [[*one.control[0].bool_false_true] for one in batching.control_input[:2]] == [[False, True]] * 2
-    assert batching.control_input[2].control[0].data_type == model_config_pb2.DataType.Value("TYPE_UINT64")
+    assert [[*one.control[0].bool_false_true] for one in batching.control_input] == [[False, True]] * 2
     values = {key: one.string_value for key, one in config.parameters.items()}
     assert values == {
         "e3d_contract": contract.VERSION,

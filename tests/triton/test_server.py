@@ -113,6 +113,21 @@ def test_a_request_without_start_is_refused(server: Addresses, clips: Pictures) 
         client.infer(77, clips[0, 0])
 
 
+def test_ids_of_sequences_may_be_texts_with_the_same_beginning(
+    server: Addresses, exported: Path, clips: Pictures
+) -> None:
+    """As a control input, the server would pass the length and the first characters."""
+    ids = ("a long name of a camera 1", "a long name of a camera 2")
+    with connected(server.grpc, "one") as client:
+        rounds = [
+            [client.infer(name, clips[number, t], start=t == 0, end=t == 2) for number, name in enumerate(ids)]
+            for t in range(3)
+        ]
+    for number in range(2):
+        predictions, _ = expected(exported / "tiny.e3d", clips[number])
+        np.testing.assert_array_equal([results[number][PREDICTION] for results in rounds], predictions[:3])
+
+
 def test_an_expired_sequence_frees_its_state_and_is_refused(server: Addresses, clips: Pictures) -> None:
     with connected(server.grpc, "short") as client:
         client.infer(5, clips[0, 0], start=True)
