@@ -116,7 +116,7 @@ def test_a_request_without_start_is_refused(server: Addresses, clips: Pictures) 
 def test_ids_of_sequences_may_be_texts_with_the_same_beginning(
     server: Addresses, exported: Path, clips: Pictures
 ) -> None:
-    """As a control input, the server would pass the length and the first characters."""
+    """The control input of Triton for ids has only their length and first characters."""
     ids = ("a long name of a camera 1", "a long name of a camera 2")
     with connected(server.grpc, "one") as client:
         rounds = [
