@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_a_stream_refuses_a_second_thread_during_a_call(servers: Servers) -> Non
         thread.join(60)
         assert found == [3]
         assert level(stream, 3) == 6
+
+
+def test_a_call_never_waits_for_another_thread_that_took_the_stream_in_the_same_moment(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with servers.fleet() as fleet:
+        stream = fleet.stream("camera-7")
+        lock = MagicMock(**{"locked.return_value": False, "acquire.side_effect": lambda blocking=True: blocking})
+        monkeypatch.setattr(stream, "_lock", lock)
+        with pytest.raises(StreamError, match="another thread is using it"):
+            level(stream, 1)
 
 
 @pytest.mark.parametrize("closed", ["stream", "fleet"])
