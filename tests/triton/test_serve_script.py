@@ -71,6 +71,13 @@ def test_a_missing_repository_is_a_usage_error(tmp_path: Path) -> None:
         assert f"{path}: no model repository, which has a MODEL/config.pbtxt" in found.stderr
 
 
+@pytest.mark.parametrize("port", [0, 8001, 99999])
+def test_an_invalid_or_repeated_port_is_a_usage_error(port: int, repository: Path) -> None:
+    found = run(repository, "--http-port", str(port))
+    assert found.returncode == 2
+    assert f"ports: got {port}, 8001, 8002, expected different numbers from 1 to 65535" in found.stderr
+
+
 def test_a_check_before_the_installation_names_the_command(tmp_path: Path) -> None:
     found = run("--check", "--environment", tmp_path / "none")
     assert (found.returncode, found.stderr) == (4, f"serve: not installed; run: {SERVE} --install\n")
