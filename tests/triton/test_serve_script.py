@@ -71,6 +71,13 @@ def test_a_missing_repository_is_a_usage_error(tmp_path: Path) -> None:
         assert f"{path}: no model repository, which has a MODEL/config.pbtxt" in found.stderr
 
 
+@pytest.mark.parametrize("folder", ["a b", "a'b", "$(touch made)", "é"])
+def test_a_path_that_a_shell_would_change_is_a_usage_error(folder: str, repository: Path, tmp_path: Path) -> None:
+    found = run(repository.rename(tmp_path / folder))
+    assert found.returncode == 2
+    assert "the server gives this path to a shell; use only a-z, A-Z, 0-9 and _ . / + -" in found.stderr
+
+
 @pytest.mark.parametrize("port", [0, 8001, 99999])
 def test_an_invalid_or_repeated_port_is_a_usage_error(port: int, repository: Path) -> None:
     found = run(repository, "--http-port", str(port))
