@@ -27,8 +27,8 @@ OPTIONS = (
 )
 READY_S = 1.0
 """Interval of the checks that a server is still ready (s); a server that is told to end still answers for a while."""
-DEAD_MODEL = "is not healthy"
-"""Part of the error for a model whose process has ended; Triton 2.51 still reports such a model as ready."""
+DEAD_MODEL = ("is not healthy", "Failed to process the request(s)")
+"""Parts of the errors of a model that has crashed or fails every request; Triton 2.51 still reports it as ready."""
 SIGNALS_S = 0.2
 """Longest wait before Python looks for signals (s). A signal just before a wait does not interrupt it."""
 
@@ -149,7 +149,7 @@ class Connection:
         """Return the error for a request that the server answered with an error."""
         if contract.START in message:
             return SequenceLost(message)
-        if DEAD_MODEL in message:
+        if any(part in message for part in DEAD_MODEL):
             return HostLost(message)
         try:
             self._require_ready()

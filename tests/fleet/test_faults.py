@@ -52,14 +52,18 @@ def test_a_model_that_is_not_ready_any_more_counts_as_lost(servers: Servers) -> 
         assert stream.host == servers.other(ending.address).address
 
 
-def test_a_model_whose_process_has_ended_counts_as_lost_although_it_is_ready(servers: Servers) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    ["Stub process 'kth_0_0' is not healthy.", "Failed to process the request(s) for model 'kth_0_0', message: …"],
+)
+def test_a_stream_leaves_a_server_whose_model_has_crashed(servers: Servers, answer: str) -> None:
     with servers.fleet() as fleet:
         stream = fleet.stream("camera-7")
         level(stream, 1)
-        dead = servers.at(stream.host)
-        dead.refusal = "Stub process 'kth_0_0' is not healthy."
+        crashed = servers.at(stream.host)
+        crashed.refusal = answer  # the server stays ready
         assert level(stream, 2) == 3
-        assert stream.host == servers.other(dead.address).address
+        assert stream.host == servers.other(crashed.address).address
 
 
 def test_a_stream_leaves_a_server_that_is_about_to_end_and_ends_its_sequence_there(

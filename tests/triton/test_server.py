@@ -19,7 +19,7 @@ from e3d_deploy.triton.config import Serving
 from e3d_deploy.triton.contract import FORECAST, PREDICTION
 from e3d_deploy.triton.repository import write_repository
 from tests.runtime.streams.test_streams_isolated import OTHER_SIZE
-from tests.triton.client import Client, Result, connected
+from tests.triton.client import Client, Result, connected, inputs_of, options
 from tests.triton.server import Addresses, serving, why_not
 
 STREAMS, LENGTH, HORIZON = 8, 12, 3
@@ -149,6 +149,11 @@ def test_a_bad_request_fails_alone_and_its_sequence_goes_on(server: Addresses, e
                 client.infer(9, clips[0, 1], horizon=horizon)
         with pytest.raises(InferenceServerException, match=r"unexpected shape for input 'picture'"):
             client.infer(9, clips[0, 1, :8])
+        _, only_horizon = inputs_of(clips[0, 1], 3)
+        with pytest.raises(
+            InferenceServerException, match=r"INVALID_ARG.* picture: got \[0\] uint8, expected \[H, W, C"
+        ):
+            client.connection.infer("one", [only_horizon], **options(9, 3))
         result = client.infer(9, clips[0, 1], end=True)
     np.testing.assert_array_equal(result[PREDICTION], predictions[1])
 
