@@ -38,6 +38,14 @@ def test_pages_name_the_wheel_of_this_version() -> None:
     assert [(page, wheel) for page, wheel in found if wheel != __version__] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_import_stable_names(page: Path) -> None:
+    """The ASGI application of the server is the only other name that the pages offer."""
+    imported = set(re.findall(r"^(?:from|import) (e3d_deploy\.[\w.]+)", page.read_text(), re.MULTILINE))
+    others = {"e3d_deploy.serve.app", "e3d_deploy.serve.settings"} if page.name == "serve.md" else set()
+    assert imported <= {"e3d_deploy.api", "e3d_deploy.runtime"} | others
+
+
 @cache
 def messages() -> tuple[str, ...]:
     """Return the texts of the package with each formatted value as `…`."""

@@ -75,5 +75,4 @@ def place(original: Path, copy: Path) -> None:
 def names() -> Mapping[str, Any]:
     """Return the names that Python blocks use without defining them."""
     video = pictures(24)
-    clip = np.moveaxis(video, -1, 1) / np.float32(255)  # [T, C, H, W]
-    return {"camera": video, "cameras": [video, video], "clips": [clip, clip]}
+    return {"camera": video, "cameras": [video, video]}
