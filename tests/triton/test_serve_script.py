@@ -143,10 +143,24 @@ def test_an_installation_that_failed_is_not_used(
 
 
 def test_new_requirements_make_an_installation_old(script: ModuleType, tmp_path: Path) -> None:
+    pretend_python(tmp_path)
     (tmp_path / script.READY).write_text("numpy==1.26.3\n")
     assert not script.is_ready(tmp_path)
     (tmp_path / script.READY).write_text((CHECKOUT / "deploy" / "triton" / "requirements.txt").read_text())
     assert script.is_ready(tmp_path)
+
+
+def test_an_installation_whose_python_was_removed_is_not_used(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / script.READY).write_text((CHECKOUT / "deploy" / "triton" / "requirements.txt").read_text())
+    pretend_python(tmp_path)
+    assert script.is_ready(tmp_path)
+    (tmp_path / "venv" / "bin" / "python").unlink()
+    assert not script.is_ready(tmp_path)
+
+
+def pretend_python(environment: Path) -> None:
+    (environment / "venv" / "bin").mkdir(parents=True)
+    (environment / "venv" / "bin" / "python").symlink_to(sys.executable)
 
 
 @pytest.mark.skipif(bool(reason := why_not()), reason=reason)
