@@ -64,12 +64,11 @@ class TritonPythonModel:
 
     def _request(self, request: Any) -> Request:
         wanted = request.requested_output_names()
-        picture = self._input(request, contract.PICTURE)
+        picture = self._input(request, contract.PICTURE)  # A missing one counts as empty, which its stream refuses.
         horizon = self._input(request, contract.HORIZON)  # A missing one counts as 0, which the table refuses.
         return Request(
             # As an input, a text would be cut off, so that sequences would share a stream; a long one hangs the server.
             sequence=request.correlation_id(),
-            # A missing one counts as empty, which its stream refuses.
             picture=np.empty(0, np.uint8) if picture is None else picture[0],
             start=bool(self._input(request, contract.START).item()),
             end=bool(self._input(request, contract.END).item()),
