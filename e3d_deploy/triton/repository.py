@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +23,8 @@ CONFIG, VERSION_FOLDER, BUNDLE = "config.pbtxt", "1", "bundle.e3d"
 """Names inside the folder of a model: its configuration, its only version, and the bundle in this version."""
 CONTENT = {CONFIG, VERSION_FOLDER, implicit.INITIAL_STATE}
 """Names of all entries in the folder of a model."""
+VERSION_CONTENT = ("model.py", "__pycache__", BUNDLE, "model.onnx", "*.safetensors", "model.plan")
+"""Patterns of the names of all entries in the folder of a version; the server makes `__pycache__`."""
 MODEL = '''\
 """Model of Triton's Python backend; the code is part of e3d_deploy."""
 
@@ -187,4 +190,7 @@ def _other_content(repository: Path) -> str | None:
             return model.name
         if others := {one.name for one in model.iterdir()} - CONTENT:
             return f"{model.name}/{min(others)}"
+        for entry in sorted(model.glob(f"{VERSION_FOLDER}/*")):
+            if not any(fnmatchcase(entry.name, pattern) for pattern in VERSION_CONTENT):
+                return str(entry.relative_to(repository))
     return None

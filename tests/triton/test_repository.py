@@ -170,6 +170,17 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_repository_and_this_is_a
     assert [one for one in tmp_path.iterdir() if one.name.startswith(".")] == []
 
 
+def test_a_file_of_the_user_in_a_version_is_not_deleted(bundle_path: Path, tmp_path: Path) -> None:
+    bundle, output = Bundle.open(bundle_path), tmp_path / "models"
+    write_repository([bundle], output, flavours=["python", "onnxruntime"])
+    (output / "tiny" / "1" / "__pycache__").mkdir()  # the server makes it
+    write_repository([bundle], output, flavours=["python", "onnxruntime"], overwrite=True)
+    (output / "tiny" / "1" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"contains tiny/1/notes\.txt, which `e3d pack --triton` did not write"):
+        write_repository([bundle], output, overwrite=True)
+    assert (output / "tiny" / "1" / "notes.txt").read_text() == "mine"
+
+
 def test_two_bundles_with_one_model_name_are_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     twin = bundle_path.rename(tmp_path / "other" / "my tiny.e3d")
