@@ -19,14 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from e3d_deploy import api
-from e3d_deploy.files import write_file
 from e3d_deploy.live.observation import side_by_side
-from e3d_deploy.plots import png
 
 LEARNED = 50  # number of scores from which the threshold is learned
 QUIET_S = 1.0  # time without an unusual picture that ends an event
 SHOWN = 4  # number of events in the plot, the last ones
-KEPT = 50_000  # number of pictures in the plot, the last ones: memory stays constant for months
 
 
 @dataclass
@@ -47,8 +44,7 @@ class Alarm:
 
     def check(self, seen: api.Observation, time_s: float) -> Event | None:
         """Return the event that a picture belongs to; None if the picture is usual, or its novelty unknown."""
-        novelty = seen.novelty
-        if novelty is not None and len(self.scores) < self.needed:
+        if (novelty := seen.novelty) is not None and len(self.scores) < self.needed:
             self.scores.append(novelty)
             if len(self.scores) == self.needed:  # medians, because these pictures may contain an event too
                 usual = np.median(self.scores)
@@ -63,9 +59,9 @@ class Alarm:
         return event
 
 
-def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str) -> bytes:
+def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str, path: Path) -> None:
     """Plot novelty and events over time, above the most unusual picture of each event beside its forecast."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, SHOWN, height_ratios=(3, 1))
     axes = figure.add_subplot(grid[0, :])
     axes.plot(*np.reshape(points, (-1, 2)).T, color="#1f5fa8", lw=1, label="novelty")
@@ -79,12 +75,12 @@ def draw(points: deque[tuple[float, float]], alarm: Alarm, title: str) -> bytes:
     axes.set(xlabel="time (s)", ylabel="novelty (1 is usual)", yscale="log", title=title)
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     axes.legend(loc="upper left")
-    return png(figure)
+    figure.savefig(path)
 
 
 def follow(watch: api.Watch, alarm: Alarm, output: Path) -> None:
     """Write a line for each picture and print the events; draw the plot at the end, also after an error."""
-    begin, points = datetime.now().astimezone(), deque[tuple[float, float]](maxlen=KEPT)
+    begin, points = datetime.now().astimezone(), deque[tuple[float, float]](maxlen=50_000)
     try:
         with (output / "pictures.jsonl").open("a", buffering=1) as lines:
             for seen in watch:
@@ -98,7 +94,7 @@ def follow(watch: api.Watch, alarm: Alarm, output: Path) -> None:
                     click.echo(f"event {event.number}: {now:%F %T}, {time_s:.1f} s, novelty {seen.novelty:.1f}")
     finally:
         if points:
-            write_file(output / "novelty.png", draw(points, alarm, f"{watch.name}, {begin:%F %T}"))
+            draw(points, alarm, f"{watch.name}, {begin:%F %T}", output / "novelty.png")
             click.echo(f"events: {alarm.count}, plot: {output / 'novelty.png'}")
 
 
