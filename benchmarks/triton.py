@@ -122,8 +122,6 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
             results: dict[str, Any] = compare(sides, rounds=rounds, calls=1)
             processor = compare(sides, rounds=rounds, calls=1, clock=partial(processor_time, group))
             renewal = slots[0].renewal
-    for side in results.values():
-        side["frames_per_second"] = round(1000 * length * streams / side["median_ms"], 2)
     save(
         f"triton_{size}_{backend}_{streams}_{threads}",
         {
