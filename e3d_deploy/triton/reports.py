@@ -1,6 +1,7 @@
 """Metrics and messages of a model, in the form of Triton."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ class Metrics:
     """Metrics of a model instance at the server's metrics address."""
 
     def __init__(self, triton: Any, labels: Mapping[str, str]) -> None:
-        kinds = triton.MetricFamily
+        kinds, self._server = triton.MetricFamily, os.getppid()
         # Triton needs each family for as long as its metrics.
         self._families = {
             name: kinds(name=f"e3d_{name}", description=text, kind=getattr(kinds, kind))
@@ -28,6 +29,8 @@ class Metrics:
 
     def report(self, counts: Counts) -> None:
         """Show the counts of a table."""
+        if os.getppid() != self._server:
+            return  # A message to a server that has ended would wait for ever, and keep this process from ending.
         for name, metric in self._metrics.items():
             # A counter of Triton has no `set`.
             if change := getattr(counts, name) - metric.value():

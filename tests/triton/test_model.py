@@ -140,6 +140,13 @@ def test_metrics_show_the_counts_of_each_instance(triton: Any) -> None:
     assert MetricFamily.made[0].metric.labels == {"model": "tiny", "instance": "tiny_0_0"}
 
 
+def test_metrics_are_not_sent_to_a_server_that_has_ended(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = reports.Metrics(triton, {"model": "tiny", "instance": "tiny_0_0"})
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    metrics.report(Counts(streams=3, frames=10, expired=0))
+    assert [family.metric.total for family in MetricFamily.made] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("visible", "expected"), [(None, "1"), ("", "1"), ("4,6", "6")])
 def test_an_instance_sees_only_its_own_gpu(visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
