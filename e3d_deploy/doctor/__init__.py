@@ -1,6 +1,5 @@
 """Report of `e3d doctor`: faults of the installation, backends, libraries and GPU of this machine."""
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,9 +7,10 @@ from typing import Any
 
 from e3d_deploy import __version__, inventory
 from e3d_deploy.doctor.fault import Fault
+from e3d_deploy.doctor.place_faults import telemetry_faults
 from e3d_deploy.doctor.search import find_faults
 from e3d_deploy.files import cache_folder
-from e3d_deploy.libraries import LIBRARIES, SWITCH, pip_install
+from e3d_deploy.libraries import LIBRARIES, pip_install
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 
 __all__ = ["Fault", "examine", "find_faults"]
@@ -59,9 +59,8 @@ def examine(faults: Sequence[Fault] = ()) -> dict[str, Any]:
 
 def contacts() -> str:
     """Describe whom the imported libraries contact: nobody, unless the user switched telemetry on."""
-    if os.environ.get(SWITCH, "1").strip().lower() in ("", "0", "false", "no", "off"):
-        return f"ONNX Runtime may report to Microsoft, because {SWITCH}={os.environ[SWITCH]} is set"
-    return "none; the telemetry of ONNX Runtime and OpenVINO is off"
+    on = telemetry_faults()
+    return on[0].what if on else "none; the telemetry of ONNX Runtime and OpenVINO is off"
 
 
 def _cache() -> str:

@@ -20,6 +20,8 @@ CODES = {
     "tensorrt-version": "The libraries of TensorRT or TensorRT-RTX have another version than the Python bindings.",
     "cache-homeless": "The user has no home folder, so engines and chosen backends are not cached.",
     "cache-unwritable": "The cache folder cannot be written, so engines and chosen backends are not cached.",
+    "cache-full": "The disk of the cache folder is too full for an engine.",
+    "telemetry-on": "The telemetry of ONNX Runtime was switched on.",
 }
 """General description of each fault by its code."""
 

@@ -11,7 +11,7 @@ from e3d_deploy.doctor.fault import Fault
 from e3d_deploy.doctor.gpu_builds import GpuBuild, gpu_builds, has_nvidia_gpu, missing_driver_faults
 from e3d_deploy.doctor.library_faults import library_faults, present
 from e3d_deploy.doctor.onnxruntime_faults import PROVIDER, is_gpu_build, provider_faults, twice_faults
-from e3d_deploy.doctor.place_faults import cache_faults
+from e3d_deploy.doctor.place_faults import cache_faults, telemetry_faults
 from e3d_deploy.doctor.shadow_faults import shadow_faults
 from e3d_deploy.doctor.site import Site
 from e3d_deploy.doctor.tensorrt_faults import tensorrt_faults
@@ -43,6 +43,7 @@ def find_faults(site: Site | None = None, variables: Mapping[str, str] = os.envi
         *library_faults(installed, broken),
         *(_gpu_faults(site, builds, variables) if driver else missing_driver_faults(builds)),
         *cache_faults(),
+        *telemetry_faults(variables),
     ]
     return list(map(_of_installed, faults))
 

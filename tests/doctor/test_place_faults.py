@@ -2,14 +2,16 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 
 from e3d_deploy import files
 from e3d_deploy.doctor import contacts
-from e3d_deploy.doctor.place_faults import ELSEWHERE, cache_faults
+from e3d_deploy.doctor.place_faults import ELSEWHERE, cache_faults, telemetry_faults
 from tests.doctor.fakes import only
 
 
@@ -47,11 +49,21 @@ def test_a_home_folder_of_another_user_is_a_fault(monkeypatch: pytest.MonkeyPatc
     assert "(Permission denied)" in only(cache_faults(), "cache-unwritable").what
 
 
+def test_a_full_disk_is_a_fault(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000_000))
+    fault = only(cache_faults(), "cache-full")
+    assert "has 20 MB free, and engines may need 500 MB" in fault.what
+    assert fault.command == ELSEWHERE
+    (cache / "e3d_deploy" / "engines" / "4f1d").mkdir(parents=True)
+    assert cache_faults()[0].command == "e3d cache rm --all"
+
+
 @pytest.mark.parametrize(("value", "on"), [("0", True), ("off", True), ("", True), ("1", False), (None, False)])
-def test_the_report_says_that_telemetry_was_switched_on(
+def test_telemetry_that_is_switched_on_is_a_fault_and_is_reported(
     value: str | None, on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     if value is not None:
         monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+    assert [fault.command for fault in telemetry_faults()] == (["unset ORT_DISABLE_TELEMETRY"] if on else [])
     assert contacts().startswith("ONNX Runtime may report to Microsoft" if on else "none; ")
