@@ -550,7 +550,7 @@ def throughput() -> str:
     runs = {"full size": result("triton_full_onnxruntime_8_1"), "demo": result("triton_demo_onnxruntime_8_1")}
     where = runs["full size"]["environment"]
     lines = [
-        "| model | renewal | in a program | with Triton | share (range) | share of the rate by elapsed time (range) |",
+        "| model | renewal | in a program | with Triton | share of the rate (range) | by elapsed time (range) |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in runs.items():
@@ -559,14 +559,13 @@ def throughput() -> str:
         times = [f"{processor[side]['median_ms'] / length / streams:.1f} ms" for side in ("in_process", "triton")]
         shares = [_share(sides["triton"]) for sides in (processor, elapsed)]
         lines.append(f"| {' | '.join([name, run['renewal'], *times, *shares])} |")
-    loads = " and ".join(f"{run['load_1_minute']:.0f}" for run in runs.values())
+    loads = " and ".join(f"{run['load_1_minute']:.1f}" for run in runs.values())
     return "\n".join(
         [
             *lines,
             "",
             f"Measured on {where['cpu']} with {where['cores']} cores on {where['date'][:10]}, with ONNX Runtime and "
-            f"{where['threads']} thread. Other programs used the machine (load average {loads}), so the elapsed times "
-            "vary widely; processor times vary less. The range is that of the rounds.",
+            f"{where['threads']} thread (load average {loads}). The range is that of the rounds.",
         ]
     )
 
