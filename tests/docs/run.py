@@ -18,9 +18,11 @@ from tests.docs.blocks import Block, e3d_arguments
 SHORTER = {
     "benchmark": ("--seconds", "0.05"),
     "evaluate": ("--most", "2"),
+    "import": ("--image-size", "16x16"),
     "train": ("--steps", "2", "--batch-size", "2", "--hidden", "4,4", "--patch-size", "16", "--no-decay"),
 }
-"""Options that the tests append to the lines of a command, because it would take minutes or hours without them."""
+"""Options that the tests append to the lines of a command: it would take minutes or hours without them, and the frames
+of the tests' checkpoint are small."""
 PORT = "127.0.0.1:8000"
 """Address in the docs; the server of a page has a free port instead."""
 LONGEST_S = 60.0
