@@ -194,6 +194,10 @@ def test_the_import_needs_no_library() -> None:
         (lambda: api.predict("a.e3d", 3), "clip: got 3"),  # type: ignore[arg-type]
         (lambda: api.predict("a.e3d", "clip.npy", every=2, resample=5), "every, resample: got both"),
         (lambda: api.predict("a.e3d", "clip.npy", horizon=0), "horizon: got 0, expected a whole number of 1 or more"),
+        (
+            lambda: api.predict("a.e3d", "clip.npy", "out.npz", zoom=2),
+            "zoom: got 2, but no video or picture",
+        ),
         (lambda: api.predict("a.e3d", "clip.npy", start=-1), "start: got -1, expected a whole number of 0 or more"),
         (lambda: api.evaluate("a.e3d", context_length=0), "context_length: got 0"),
         (lambda: api.evaluate("a.e3d", most=True), "most: got True"),

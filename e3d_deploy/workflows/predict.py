@@ -82,6 +82,8 @@ def predict(
     selection = Selection(every=every, resample=resample)
     check_counts(context_length=context_length, horizon=horizon, zoom=zoom)
     check_counts(start=start, least=0)
+    if zoom != 1 and (output is None or output.suffix.lower() == ".npz"):
+        raise ConfigError(f"zoom: got {zoom}, but no video or picture is written; leave it out")
     if output is not None:
         check_apart(output, source, check_path("model", model), holds_clips=not output.suffix)
         check_clips_path(output)
