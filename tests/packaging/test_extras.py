@@ -67,6 +67,13 @@ def test_developers_have_no_library_without_a_constraint() -> None:
     assert wanted - pinned - {"setuptools"} == set()
 
 
+def test_the_triton_server_runs_the_versions_of_the_constraints() -> None:
+    """A server gives the bits of the local runtime only with the same libraries; its NumPy has to be older."""
+    server, pinned = ROOT / "deploy" / "triton" / "requirements.txt", CONSTRAINTS.read_text().splitlines()
+    lines = [line for line in server.read_text().splitlines() if "==" in line]
+    assert [line.split("==")[0] for line in lines if line not in pinned] == ["nvidia-pytriton", "numpy"]
+
+
 def test_the_doctor_lists_a_library_of_every_extra_that_users_install() -> None:
     listed = {package for library in LIBRARIES for package in library.packages}
     assert [extra for extra in EXTRAS if extra != "docs" and not listed & distributions(extra, LINUX)] == []
